@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` alone lists what there is. Everything but setup runs from the virtual environment that setup makes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON := .venv/bin/python
+# Further options for pytest: make test PYTEST_ARGS='-k policy -x'
+PYTEST_ARGS ?=
+
+.PHONY: help setup test lint demo docs clean FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .stamps/setup ## install what the project needs: Debian packages by name, then .venv
+
+# The stamp alone would lie after someone removed .venv.
+.stamps/setup: tools/setup/install.sh tools/setup/packages.txt pyproject.toml $(if $(wildcard $(PYTHON)),,FORCE)
+	tools/setup/install.sh --venv run test
+	@mkdir -p $(@D) && touch $@
+
+test: setup ## run the whole test suite, linters included (root: most tests use network namespaces)
+	$(PYTHON) -m pytest -q $(PYTEST_ARGS)
+
+lint: setup ## run the linters and layout checks only
+	$(PYTHON) -m pytest -q tests/test_linters.py tests/test_layout.py $(PYTEST_ARGS)
+
+demo: setup ## show the broken return path, the classic recipe and ours, with real traffic in namespaces (root)
+	$(PYTHON) -m tools.lab demo
+
+docs: setup ## write the pages that are generated from the policy models
+	$(PYTHON) tools/gen_policy_docs.py
+
+clean: ## remove what make and the tools made, the virtual environment too
+	rm -rf .venv .stamps .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
