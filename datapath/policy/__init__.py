@@ -1,1 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The policy file: models, loader with positions, and everything that can be wrong with it."""
+
+from datapath.policy.addresses import IpAddress, VipRange
+from datapath.policy.crosscheck import check_policy
+from datapath.policy.loader import LoadedPolicy, load_policy, parse_policy
+from datapath.policy.marks import PROFILES, MarkProfile, capacity, deposit, extract
+from datapath.policy.model import (
+    RULE_BLOCK_SIZE,
+    Backend,
+    Egress,
+    Marks,
+    Network,
+    Node,
+    Policy,
+    Probe,
+    ProbeProtocol,
+    ReturnPath,
+    ReversePath,
+    Rules,
+    Steering,
+    Track,
+    VlanDevice,
+    Vrf,
+)
+from datapath.policy.source import PolicySource, Position
+
+__all__ = [
+    "PROFILES",
+    "RULE_BLOCK_SIZE",
+    "Backend",
+    "Egress",
+    "IpAddress",
+    "LoadedPolicy",
+    "MarkProfile",
+    "Marks",
+    "Network",
+    "Node",
+    "Policy",
+    "PolicySource",
+    "Position",
+    "Probe",
+    "ProbeProtocol",
+    "ReturnPath",
+    "ReversePath",
+    "Rules",
+    "Steering",
+    "Track",
+    "VipRange",
+    "VlanDevice",
+    "Vrf",
+    "capacity",
+    "check_policy",
+    "deposit",
+    "extract",
+    "load_policy",
+    "parse_policy",
+]

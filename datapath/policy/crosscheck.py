@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All rules that need more than one place of the file.
+
+Every check is linear or sorts once: a file may have 4,095 networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from datapath.errors import Problem
+from datapath.policy import check_addresses, check_devices, check_ids, check_references
+from datapath.policy.model import Policy
+from datapath.policy.readable import Readable
+from datapath.policy.unsupported import unsupported
+
+CHECKS: tuple[Callable[[Readable], Iterable[Problem]], ...] = (
+    check_ids.names,
+    check_ids.marks,
+    check_ids.tables,
+    check_devices.devices,
+    check_devices.parents,
+    check_addresses.vips_usable,
+    check_addresses.vips_apart,
+    check_addresses.gateways,
+    check_addresses.prefix_lists,
+    check_references.egress,
+    check_references.probes,
+    unsupported,
+)
+
+
+def cross_check(readable: Readable) -> list[Problem]:
+    """All problems, in no particular order."""
+    return [problem for check in CHECKS for problem in check(readable)]
+
+
+def check_policy(policy: Policy) -> list[Problem]:
+    """The same for a policy that was not read from a file."""
+    return cross_check(Readable.of(policy))

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy: what an operator writes, as frozen models with every default filled in.
+
+A model says what a value may be on its own. Rules that need two places of the file (overlapping
+VIPs, a mark outside the mask, ...) are in `crosscheck`, because they have positions to report.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+
+from datapath.plan.ingress import IpNetwork, OtherCheck, VipCheck, VlanProtocol
+from datapath.policy.addresses import IpAddress, Refused, collapse, kind, shown
+from datapath.policy.fields import (
+    IFNAME_BYTES_MAX,
+    Address,
+    Addresses,
+    Integer,
+    InterfaceName,
+    Mark,
+    Mask,
+    Name,
+    Prefix,
+    Table,
+    Tpid,
+    Vip,
+)
+from datapath.policy.marks import PROFILES, REFUSED_PROFILES, MarkProfile
+
+#: Our ip rules lie in ``priority``..``priority + RULE_BLOCK_SIZE - 1``.
+RULE_BLOCK_SIZE = 4096
+
+#: The kernel's own rule for the main table: everything of ours comes before it.
+MAIN_RULE_PRIORITY = 32766
+
+RULE_PRIORITY_MAX = MAIN_RULE_PRIORITY - RULE_BLOCK_SIZE
+
+#: What the largest mark mask profile and the rule block have room for.
+NETWORKS_MAX = 4095
+
+
+class Steering(enum.StrEnum):
+    """How replies are sent to their network."""
+
+    RULES = "rules"
+    DIRECT = "direct"
+
+
+class Backend(enum.StrEnum):
+    """What marks and checks packets as they enter."""
+
+    AUTO = "auto"
+    EBPF = "ebpf"
+    NFT = "nft"
+
+
+class ReturnPath(enum.StrEnum):
+    """How replies find the way back."""
+
+    CONNTRACK = "conntrack"
+    SOURCE = "source"
+    NONE = "none"
+
+
+class Track(enum.StrEnum):
+    """Which network a connection belongs to when its packets enter by several."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
+def _check_version(value: object) -> object:
+    # Literal[1] alone would take `true` and 1.0 as well.
+    if type(value) is not int or value != 1:
+        raise Refused(f"version {shown(value)} is not known", "this program reads version: 1")
+    return value
+
+
+def _check_profile(value: object) -> object:
+    if isinstance(value, str) and value in REFUSED_PROFILES:
+        raise Refused(REFUSED_PROFILES[value], "run without marks of ours on such nodes, or with kube-proxy instead")
+    return value
+
+
+class PolicyModel(BaseModel):
+    """What all parts of a policy have in common: immutable, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Node(PolicyModel):
+    """The node that the policy is for."""
+
+    internal: tuple[Prefix, ...] = Field(
+        default=(),
+        description="Prefixes of pods and services: never a valid source on a network, never sent out by one.",
+    )
+
+
+class Marks(PolicyModel):
+    """Which bits of the packet mark and the connection mark are ours. `profile` or `mask`, not both."""
+
+    profile: Annotated[MarkProfile, BeforeValidator(_check_profile)] | None = Field(
+        default=None, description="A mask by the name of the agent to live beside; see the table of profiles."
+    )
+    mask: Mask | None = Field(
+        default=None, description="The mask itself: 1 to 16 bits, gaps allowed, for example 0x0fff0000."
+    )
+
+    @model_validator(mode="after")
+    def _exclusive(self) -> Marks:
+        if self.profile is not None and self.mask is not None:
+            raise Refused("`profile` and `mask` are both set", "keep one of them")
+        return self
+
+    @property
+    def effective_mask(self) -> int:
+        """The mask in use: 32 bits wide, at least one bit, at most 16."""
+        return self.mask if self.mask is not None else PROFILES[self.profile or MarkProfile.DEFAULT].mask
+
+
+class Rules(PolicyModel):
+    """Where our ip rules are."""
+
+    priority: Integer = Field(
+        default=10000,
+        ge=1,
+        le=RULE_PRIORITY_MAX,
+        description=f"First priority of our block of ip rules, which is {RULE_BLOCK_SIZE} wide "
+        "and ends before the kernel's rule for the main table (32766).",
+    )
+
+
+def _default_vlan_name(data: object) -> object:
+    if not isinstance(data, dict) or "name" in data:
+        return data
+    parent, vlan_id = data.get("parent"), data.get("id")
+    if not isinstance(parent, str) or type(vlan_id) is not int:
+        return data
+    name = f"{parent}.{vlan_id}"
+    if len(parent.encode("utf-8", "surrogatepass")) <= IFNAME_BYTES_MAX < len(name.encode("utf-8", "surrogatepass")):
+        raise Refused(
+            f"the device name {shown(name)} would be {len(name)} bytes long, the kernel allows {IFNAME_BYTES_MAX}",
+            "set `name` to a shorter one",
+        )
+    return {**data, "name": name}
+
+
+class VlanDevice(PolicyModel):
+    """A VLAN device on a trunk; made if it does not exist."""
+
+    parent: InterfaceName = Field(description="The trunk: the device that carries the tagged frames.")
+    id: Integer = Field(ge=1, le=4094, description="VLAN id.")
+    # Never "" once validated: the validator below fills it in.
+    name: InterfaceName = Field(default="", description="Name of the device. Default: `{parent}.{id}`.")
+    protocol: Tpid = Field(
+        default=VlanProtocol.DOT1Q, description="`802.1Q`, or `802.1ad` for the outer tag of a provider network."
+    )
+
+    _name = model_validator(mode="before")(_default_vlan_name)
+
+
+class ReversePath(PolicyModel):
+    """Which sources may enter by this network."""
+
+    vips: VipCheck = Field(
+        default=VipCheck.FEASIBLE,
+        description="Packets to the VIPs: `feasible` (the network's own table has a route back), `strict` "
+        "(the node's tables lead back out of this network) or `off`.",
+    )
+    other: OtherCheck = Field(
+        default=OtherCheck.STRICT,
+        description="All other packets: `strict` (the main table leads back by this device), `loose` (it has any "
+        "route back) or `off`.",
+    )
+    allow: tuple[Prefix, ...] = Field(
+        default=(), description="Sources to let in though they are refused by default; the longest prefix decides."
+    )
+    deny: tuple[Prefix, ...] = Field(
+        default=(), description="Sources to refuse besides the default ones; the longest prefix decides."
+    )
+
+
+class Vrf(PolicyModel):
+    """The VRF that the network's device belongs to."""
+
+    name: InterfaceName = Field(description="Name of the VRF device.")
+    table: Table = Field(description="Routing table of the VRF.")
+    create: StrictBool = Field(default=False, description="Make the VRF device if it does not exist.")
+
+
+class Network(PolicyModel):
+    """A network by which clients reach VIPs of this node: exactly one of `vlan` and `interface`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["vlan"]}, {"required": ["interface"]}]})
+
+    name: Name = Field(
+        description="Name in comments, counters and logs; unique. Lower-case letters, digits and hyphens."
+    )
+    vlan: VlanDevice | None = Field(default=None, description="A VLAN device, made if it does not exist.")
+    interface: InterfaceName | None = Field(default=None, description="A device that someone else makes.")
+    vips: tuple[Vip, ...] = Field(
+        min_length=1,
+        description="Addresses served here: addresses, prefixes or ranges `first-last`, IPv4 and IPv6.",
+    )
+    gateway: Addresses = Field(
+        default=(),
+        description="The router that replies go to; a list for one per family. IPv6 may be link-local. "
+        "Default: none, clients are on the network itself.",
+    )
+    on_link: tuple[Prefix, ...] = Field(
+        default=(),
+        description="Prefixes reachable directly on the network. Default: the VIP prefixes that hold a gateway.",
+    )
+    return_path: ReturnPath = Field(
+        default=ReturnPath.CONNTRACK,
+        description="`conntrack` (replies follow their connection), `source` (replies are recognised by their source "
+        "address when they are routed: local sockets and IPVS only) or `none`.",
+    )
+    reverse_path: ReversePath = Field(default=ReversePath(), description="Which sources may enter.")
+    table: Table | None = Field(
+        default=None, description="Routing table of this network. Default: one is chosen and kept."
+    )
+    mark: Mark | None = Field(
+        default=None, description="Fwmark of this network, inside the mask. Default: one is chosen and kept."
+    )
+    vrf: Vrf | None = Field(default=None, description="Put the device into this VRF and route by its table.")
+    isolate_clients: StrictBool = Field(
+        default=False,
+        description="Track this network's connections apart: the same client address may come from two networks.",
+    )
+    strict_arp: StrictBool = Field(
+        default=False,
+        description="Answer ARP only for addresses of the device (`arp_ignore=1`, `arp_announce=2`).",
+    )
+    steering: Steering | None = Field(default=None, description="Overrides the file's `steering` for this network.")
+    track: Track = Field(
+        default=Track.FIRST,
+        description="`first`: a connection keeps the network it came in by; `last`: it follows its newest packet.",
+    )
+
+    @model_validator(mode="after")
+    def _one_device(self) -> Network:
+        if self.vlan is None and self.interface is None:
+            raise Refused(
+                f"network {shown(self.name)} has no device",
+                "add `vlan: {parent: eth0, id: 100}`, or `interface:` for a device someone else makes",
+            )
+        if self.vlan is not None and self.interface is not None:
+            raise Refused(f"network {shown(self.name)} has both `vlan` and `interface`", "keep one of them")
+        return self
+
+    @functools.cached_property
+    def device(self) -> str:
+        """Name of the device on which the IP stack sees this network's packets."""
+        return self.vlan.name if self.vlan is not None else self.interface or ""
+
+    @functools.cached_property
+    def vip_prefixes(self) -> tuple[IpNetwork, ...]:
+        """The VIPs as the smallest set of prefixes, IPv4 first, sorted."""
+        return collapse(prefix for vip in self.vips for prefix in vip.prefixes())
+
+    @functools.cached_property
+    def vip_families(self) -> frozenset[int]:
+        """4, 6 or both."""
+        return frozenset(vip.version for vip in self.vips)
+
+    @functools.cached_property
+    def effective_on_link(self) -> tuple[IpNetwork, ...]:
+        """`on_link`, or else the VIP prefixes as written that hold a gateway; smallest set, sorted."""
+        if self.on_link:
+            return collapse(self.on_link)
+        return collapse(
+            prefix
+            for vip in self.vips
+            if not vip.is_single and (prefix := vip.prefix) and any(address in vip for address in self.gateway)
+        )
+
+    def gateway_of(self, family: int) -> IpAddress | None:
+        """The gateway of a family (4 or 6), if there is one."""
+        return next((address for address in self.gateway if address.version == family), None)
+
+    @property
+    def needs_mark(self) -> bool:
+        """Replies are steered by a fwmark."""
+        return self.return_path is ReturnPath.CONNTRACK and bool(self.gateway)
+
+
+class Egress(PolicyModel):
+    """Connections that pods or the node open themselves and that leave by one of the networks."""
+
+    network: Name = Field(description="Name of the network they leave by.")
+    sources: tuple[Prefix, ...] = Field(min_length=1, description="Whose connections: prefixes of pods or of the node.")
+    destinations: tuple[Prefix, ...] = Field(default=(), description="Only these destinations. Default: all outside.")
+    source_address: Addresses = Field(
+        default=(), description="Address that they get on the way out; a list for one per family."
+    )
+
+
+class ProbeProtocol(enum.StrEnum):
+    """What a probe sends."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+
+
+def _check_port(value: object) -> object:
+    if isinstance(value, float | bool):
+        raise Refused(f"must be a port number, not {kind(value)}", "use 1 to 65535")
+    return value
+
+
+class Probe(PolicyModel):
+    """A flow that is tried after every change; the change is undone when it fails."""
+
+    network: Name = Field(description="Name of the network to try.")
+    address: Address = Field(description="The VIP to try.")
+    protocol: ProbeProtocol = Field(default=ProbeProtocol.TCP, description="`tcp`, `udp` or `icmp`.")
+    port: Annotated[Integer, BeforeValidator(_check_port)] | None = Field(
+        default=None, ge=1, le=65535, description="Destination port, for TCP and UDP."
+    )
+
+
+class Policy(PolicyModel):
+    """A whole policy file."""
+
+    version: Annotated[Literal[1], BeforeValidator(_check_version)] = Field(description="Version of the format: 1.")
+    node: Node = Field(default=Node(), description="The node: what is inside it.")
+    marks: Marks = Field(default=Marks(), description="Which mark bits are ours.")
+    rules: Rules = Field(default=Rules(), description="Where our ip rules are.")
+    steering: Steering = Field(
+        default=Steering.RULES,
+        description="`rules` (fwmarks, ip rules and routing tables: complete) or `direct` (redirect at tc egress).",
+    )
+    backend: Backend = Field(
+        default=Backend.AUTO, description="What marks and checks packets as they enter: `auto`, `ebpf` or `nft`."
+    )
+    networks: tuple[Network, ...] = Field(
+        min_length=1, max_length=NETWORKS_MAX, description="The networks, in any order."
+    )
+    egress: tuple[Egress, ...] = Field(default=(), description="Connections that are opened from inside.")
+    probes: tuple[Probe, ...] = Field(default=(), description="Flows that must work after a change.")
+
+    def steering_of(self, network: Network) -> Steering:
+        """How a network's replies are sent."""
+        return network.steering or self.steering
