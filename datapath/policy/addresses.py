@@ -6,11 +6,14 @@ from __future__ import annotations
 import functools
 import ipaddress
 import reprlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
-from datapath.plan.ingress import IpNetwork
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from datapath.plan.ingress import IpNetwork
 
 IpAddress = IPv4Address | IPv6Address
 
@@ -18,7 +21,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = 60
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """A value that cannot be used, and what to write instead.
 
     Pydantic turns it into a ``value_error``; the loader gets the hint back from there.
@@ -111,17 +114,19 @@ def parse_address(value: object) -> IpAddress:
     """One address, as text. An address object is passed through.
 
     Raises:
-        Refused: anything else.
+        RefusedError: anything else.
     """
     if isinstance(value, IPv4Address | IPv6Address):
         return value
     text = _text(value, "an IP address")
     if "/" in text:
-        raise Refused(f"{shown(text)} is a prefix, not an address", "write the address without its prefix length")
+        raise RefusedError(
+            f"{shown(text)} is a prefix, not an address", "write the address without its prefix length"
+        )
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        raise Refused(f"{shown(text)} is not an IP address", _address_hint(text)) from None
+        raise RefusedError(f"{shown(text)} is not an IP address", _address_hint(text)) from None
     _refuse_scope(address, text)
     return address
 
@@ -130,14 +135,14 @@ def parse_prefix(value: object) -> IpNetwork:
     """A prefix, as text; a single address is a prefix of full length.
 
     Raises:
-        Refused: not a prefix, or one with host bits set.
+        RefusedError: not a prefix, or one with host bits set.
     """
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
         return value
     text = _text(value, "a prefix")
     length = text.partition("/")[2]
     if "." in length:
-        raise Refused(f"{shown(text)} has a netmask", "write the prefix length, like 192.0.2.0/24")
+        raise RefusedError(f"{shown(text)} has a netmask", "write the prefix length, like 192.0.2.0/24")
     try:
         prefix = ipaddress.ip_network(text)
     except ValueError:
@@ -150,7 +155,7 @@ def parse_vip(value: object) -> VipRange:
     """An address, a prefix or a range ``first-last``.
 
     Raises:
-        Refused: none of these; a range that is upside down or mixes the families.
+        RefusedError: none of these; a range that is upside down or mixes the families.
     """
     if isinstance(value, VipRange):
         return value
@@ -160,16 +165,18 @@ def parse_vip(value: object) -> VipRange:
     low, _, high = text.partition("-")
     first, last = parse_address(low.strip()), parse_address(high.strip())
     if first.version != last.version:
-        raise Refused(f"the range {shown(text)} mixes IPv4 and IPv6", "write one range per family")
+        raise RefusedError(f"the range {shown(text)} mixes IPv4 and IPv6", "write one range per family")
     if int(first) > int(last):
-        raise Refused(f"the range {shown(text)} ends before it starts", f"did you mean {last}-{first}?")
+        raise RefusedError(f"the range {shown(text)} ends before it starts", f"did you mean {last}-{first}?")
     return VipRange(first, last)
 
 
 def _text(value: object, expected: str) -> str:
     if isinstance(value, str):
         return value
-    raise Refused(f"must be {expected}, not {kind(value)}", "quote it where YAML takes it for something else")
+    raise RefusedError(
+        f"must be {expected}, not {kind(value)}", "quote it where YAML takes it for something else"
+    )
 
 
 def kind(value: object) -> str:
@@ -187,19 +194,19 @@ def kind(value: object) -> str:
 
 def _refuse_scope(address: IpAddress, text: str) -> None:
     if isinstance(address, IPv6Address) and address.scope_id is not None:
-        raise Refused(
+        raise RefusedError(
             f"{shown(text)} names a device after the %",
             f"write {str(address).partition('%')[0]}: the device is the network's own",
         )
 
 
-def _not_a_prefix(text: str) -> Refused:
+def _not_a_prefix(text: str) -> RefusedError:
     try:
         loose = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        return Refused(f"{shown(text)} is not an address or a prefix", _address_hint(text))
+        return RefusedError(f"{shown(text)} is not an address or a prefix", _address_hint(text))
     host = text.partition("/")[0]
-    return Refused(
+    return RefusedError(
         f"{shown(text)} has host bits set", f"write {loose} for the prefix, or {host} for the one address"
     )
 

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import TYPE_CHECKING
 
 from datapath.errors import PolicyPath, Problem
-from datapath.plan.ingress import IpNetwork
 from datapath.policy.addresses import IpAddress, VipRange, collapse, prefix_range, shown
-from datapath.policy.model import Network
-from datapath.policy.readable import Readable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from datapath.plan.ingress import IpNetwork
+    from datapath.policy.model import Network
+    from datapath.policy.readable import Readable
 
 #: Addresses that no host may have (RFC 6890), with what they are.
 _NOT_SERVABLE: tuple[tuple[VipRange, str], ...] = tuple(
@@ -55,7 +59,9 @@ _NOT_SERVABLE_NAME = dict(_NOT_SERVABLE)
 
 def vips_usable(readable: Readable) -> Iterator[Problem]:
     """A VIP is a unicast address that is not of the node's inside."""
-    internal = RangeIndex([prefix_range(p) for p in collapse(readable.node.internal)] if readable.node else [])
+    internal = RangeIndex(
+        [prefix_range(p) for p in collapse(readable.node.internal)] if readable.node else []
+    )
     for index, network in readable.networks:
         for position, vip in enumerate(network.vips):
             path = ("networks", index, "vips", position)
@@ -72,7 +78,8 @@ def vips_usable(readable: Readable) -> Iterator[Problem]:
             if inside:
                 yield Problem(
                     path,
-                    f"{vip} lies in node.internal ({inside})" if _within(vip, inside)
+                    f"{vip} lies in node.internal ({inside})"
+                    if _within(vip, inside)
                     else f"{vip} overlaps node.internal ({inside})",
                     "VIPs are outside of the pod and service prefixes: correct one of the two",
                 )
@@ -92,6 +99,14 @@ class _Claim:
     network: Network
 
     @property
+    def first(self) -> int:
+        return int(self.vip.first)
+
+    @property
+    def last(self) -> int:
+        return int(self.vip.last)
+
+    @property
     def path(self) -> PolicyPath:
         return ("networks", self.index, "vips", self.position)
 
@@ -105,17 +120,17 @@ class _Reach:
 
     def add(self, claim: _Claim) -> None:
         best = self._best
-        if best is None or claim.vip.last > best.vip.last:
+        if best is None or claim.last > best.last:
             if best is not None and best.index != claim.index:
                 self._other = best
             self._best = claim
-        elif claim.index != best.index and (self._other is None or claim.vip.last > self._other.vip.last):
+        elif claim.index != best.index and (self._other is None or claim.last > self._other.last):
             self._other = claim
 
     def meeting(self, claim: _Claim) -> _Claim | None:
         """A claim of another network that reaches into this one."""
         for candidate in (self._best, self._other):
-            if candidate is not None and candidate.index != claim.index and candidate.vip.last >= claim.vip.first:
+            if candidate is not None and candidate.index != claim.index and candidate.last >= claim.first:
                 return candidate
         return None
 
@@ -136,9 +151,9 @@ def vips_apart(readable: Readable) -> Iterator[Problem]:
         everyone, not_isolated = _Reach(), _Reach()
         for claim in ordered:
             same = own.get(claim.index)
-            if same is not None and same.vip.last >= claim.vip.first:
+            if same is not None and same.last >= claim.first:
                 yield _twice(same, claim)
-            if same is None or claim.vip.last > same.vip.last:
+            if same is None or claim.last > same.last:
                 own[claim.index] = claim
             isolated = claim.network.isolate_clients
             other = (not_isolated if isolated else everyone).meeting(claim)
@@ -153,7 +168,9 @@ def _twice(one: _Claim, two: _Claim) -> Problem:
     first, second = sorted((one, two), key=lambda c: c.position)
     if first.vip == second.vip:
         return Problem(second.path, f"{second.vip} is listed twice", "remove one of them")
-    return Problem(second.path, f"{second.vip} overlaps {first.vip} of the same network", "list each address once")
+    return Problem(
+        second.path, f"{second.vip} overlaps {first.vip} of the same network", "list each address once"
+    )
 
 
 def _shared(one: _Claim, two: _Claim) -> Problem:
@@ -183,11 +200,13 @@ def gateways(readable: Readable) -> Iterator[Problem]:
 
 def _gateway_problem(path: PolicyPath, network: Network, gateway: IpAddress) -> Problem | None:
     if gateway.is_unspecified or gateway.is_loopback or gateway.is_multicast or gateway.is_reserved:
-        return Problem(path, f"{gateway} cannot be a gateway", "give the address of the router on this network")
+        return Problem(
+            path, f"{gateway} cannot be a gateway", "give the address of the router on this network"
+        )
     if gateway.version not in network.vip_families:
         return Problem(
             path,
-            f"the gateway is IPv{gateway.version}, but network {shown(network.name)} has no IPv{gateway.version} VIPs",
+            f"an IPv{gateway.version} gateway, but network {shown(network.name)} has no IPv{gateway.version} VIPs",
             f"add IPv{gateway.version} VIPs or remove this gateway",
         )
     served = next((v for v in network.vips if gateway in v and (v.is_single or v.prefix is None)), None)
@@ -220,17 +239,19 @@ def _not_on_link(path: PolicyPath, network: Network, gateway: IpAddress) -> Prob
 
 
 def _network_or_broadcast(path: PolicyPath, gateway: IpAddress, prefix: IpNetwork) -> Problem | None:
-    # IPv6 has neither (the all-zeros address is the subnet's router, RFC 4291), and a /31 has none (RFC 3021).
+    # IPv6 has neither (all zeros is the subnet's router, RFC 4291), and a /31 has none (RFC 3021).
     if gateway.version == 6 or prefix.prefixlen >= 31:
         return None
     for address, what in ((prefix.network_address, "network"), (prefix.broadcast_address, "broadcast")):
         if gateway == address:
-            return Problem(path, f"{gateway} is the {what} address of {prefix}", "give the router's own address")
+            return Problem(
+                path, f"{gateway} is the {what} address of {prefix}", "give the router's own address"
+            )
     return None
 
 
 def prefix_lists(readable: Readable) -> Iterator[Problem]:
-    """No prefix twice in a list, none both allowed and denied, none that is everything where that is never meant."""
+    """No prefix twice in a list, none both allowed and denied, none that is every address."""
     if readable.node is not None:
         yield from _duplicates(("node", "internal"), readable.node.internal)
         yield from _everything(("node", "internal"), readable.node.internal)

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from datapath.errors import PolicyPath, Problem
 from datapath.policy.addresses import shown
-from datapath.policy.model import Network
-from datapath.policy.readable import Readable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datapath.policy.model import Network
+    from datapath.policy.readable import Readable
 
 
 def devices(readable: Readable) -> Iterator[Problem]:
@@ -22,7 +26,8 @@ def devices(readable: Readable) -> Iterator[Problem]:
             if other[0] != index:
                 yield Problem(
                     ("networks", index, "vlan"),
-                    f"VLAN {network.vlan.id} on {shown(network.vlan.parent)} is already that of network {shown(other[1])}",
+                    f"VLAN {network.vlan.id} on {shown(network.vlan.parent)} is already that of network "
+                    f"{shown(other[1])}",
                     "a device belongs to one network: list all its VIPs there",
                 )
                 continue

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from datapath.errors import Problem
 from datapath.policy.addresses import shown
 from datapath.policy.marks import capacity
-from datapath.policy.readable import Readable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datapath.policy.readable import Readable
 
 
 def names(readable: Readable) -> Iterator[Problem]:
@@ -54,7 +58,7 @@ def _mask_has_room(readable: Readable, mask: int) -> Iterator[Problem]:
         yield Problem(
             ("marks",),
             f"the mask {mask:#010x} has room for {capacity(mask)} networks, but {needed} need a mark",
-            f"{needed.bit_length()} bits are needed; use a wider `mask`, or `return_path: source` or `none` where it is enough",
+            f"{needed.bit_length()} bits are needed: use a wider `mask`",
         )
 
 
@@ -77,7 +81,9 @@ def tables(readable: Readable) -> Iterator[Problem]:
         owner = f"VRF {shown(network.vrf.name)}"
         other = owners.setdefault(network.vrf.table, owner)
         if other != owner:
-            yield Problem(path, f"table {network.vrf.table} is already that of {other}", "give each VRF its own table")
+            yield Problem(
+                path, f"table {network.vrf.table} is already that of {other}", "give each VRF its own table"
+            )
     for index, network in readable.networks:
         if network.table is None:
             continue

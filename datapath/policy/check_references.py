@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from datapath.errors import PolicyPath, Problem
 from datapath.policy.addresses import shown
 from datapath.policy.model import Network, ProbeProtocol
-from datapath.policy.readable import Readable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datapath.policy.readable import Readable
 
 
 def egress(readable: Readable) -> Iterator[Problem]:
@@ -20,7 +24,9 @@ def egress(readable: Readable) -> Iterator[Problem]:
         yield from _unknown_network((*path, "network"), entry.network, networks, readable)
         families = [address.version for address in entry.source_address]
         if len(families) != len(set(families)):
-            yield Problem((*path, "source_address"), "two addresses of one family", "give at most one per family")
+            yield Problem(
+                (*path, "source_address"), "two addresses of one family", "give at most one per family"
+            )
 
 
 def probes(readable: Readable) -> Iterator[Problem]:

@@ -6,13 +6,17 @@ Every check is linear or sorts once: a file may have 4,095 networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from datapath.errors import Problem
 from datapath.policy import check_addresses, check_devices, check_ids, check_references
-from datapath.policy.model import Policy
 from datapath.policy.readable import Readable
 from datapath.policy.unsupported import unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from datapath.errors import Problem
+    from datapath.policy.model import Policy
 
 CHECKS: tuple[Callable[[Readable], Iterable[Problem]], ...] = (
     check_ids.names,

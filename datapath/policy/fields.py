@@ -19,7 +19,7 @@ from pydantic import (
 from datapath.plan.ingress import IpNetwork, VlanProtocol
 from datapath.policy.addresses import (
     IpAddress,
-    Refused,
+    RefusedError,
     VipRange,
     kind,
     parse_address,
@@ -45,25 +45,25 @@ def check_name(name: str) -> str:
     """A network's name: it appears in nft comments, metrics and logs, so it is kept plain."""
     if _NAME.fullmatch(name):
         return name
-    raise Refused(
+    raise RefusedError(
         f"{shown(name)} is not a usable name",
-        "use 1 to 32 lower-case letters, digits and hyphens, beginning with a letter and not ending with a hyphen",
+        "use 1 to 32 lower-case letters, digits and hyphens; begin with a letter, end without a hyphen",
     )
 
 
 def check_ifname(name: str) -> str:
     """A device name that the kernel accepts and that nft and tc read as a plain word."""
     if name in {"", ".", ".."}:
-        raise Refused(f"{shown(name)} is not a device name", "write the name that `ip link` shows")
+        raise RefusedError(f"{shown(name)} is not a device name", "write the name that `ip link` shows")
     size = len(name.encode("utf-8", "surrogatepass"))
     if size > IFNAME_BYTES_MAX:
-        raise Refused(
+        raise RefusedError(
             f"the device name {shown(name)} is {size} bytes long",
             f"the kernel allows {IFNAME_BYTES_MAX} bytes",
         )
     refused = _IFNAME_REFUSED.search(name)
     if refused:
-        raise Refused(
+        raise RefusedError(
             f"the device name {shown(name)} has the character {shown(refused.group())}",
             "use letters, digits and . _ - only: the kernel or nft reads other characters differently",
         )
@@ -73,9 +73,9 @@ def check_ifname(name: str) -> str:
 def check_mask(mask: int) -> int:
     """A fwmark mask: some bits of 32, not too many."""
     if not 0 < mask <= MARK_MAX:
-        raise Refused(f"the mask {mask:#x} is not a non-zero 32-bit number", "write it like 0x0fff0000")
+        raise RefusedError(f"the mask {mask:#x} is not a non-zero 32-bit number", "write it like 0x0fff0000")
     if mask.bit_count() > MASK_BITS_MAX:
-        raise Refused(
+        raise RefusedError(
             f"the mask {mask:#x} has {mask.bit_count()} bits",
             f"use at most {MASK_BITS_MAX} bits: the others belong to other agents on the node",
         )
@@ -85,18 +85,19 @@ def check_mask(mask: int) -> int:
 def check_mark(mark: int) -> int:
     """A fwmark of one network; that it lies inside the mask is checked with the rest of the file."""
     if not 0 < mark <= MARK_MAX:
-        raise Refused(f"the mark {mark:#x} is not a non-zero 32-bit number", "zero means: not marked")
+        raise RefusedError(f"the mark {mark:#x} is not a non-zero 32-bit number", "zero means: not marked")
     return mark
 
 
 def check_table(table: int) -> int:
     """A routing table that may be ours."""
     if table in RESERVED_TABLES:
-        raise Refused(
-            f"table {table} is the kernel's own ({RESERVED_TABLES[table]})", "leave `table` out: one is chosen"
+        raise RefusedError(
+            f"table {table} is the kernel's own ({RESERVED_TABLES[table]})",
+            "leave `table` out: one is chosen",
         )
     if not 0 < table <= TABLE_MAX:
-        raise Refused(f"table {table} is out of range", f"use 1 to {TABLE_MAX}, or leave `table` out")
+        raise RefusedError(f"table {table} is out of range", f"use 1 to {TABLE_MAX}, or leave `table` out")
     return table
 
 
@@ -108,7 +109,7 @@ def _parse_protocol(value: object) -> VlanProtocol:
         return value
     if isinstance(value, str) and value in _PROTOCOLS:
         return _PROTOCOLS[value]
-    raise Refused(f"{shown(value)} is not a VLAN protocol", "write 802.1Q or 802.1ad")
+    raise RefusedError(f"{shown(value)} is not a VLAN protocol", "write 802.1Q or 802.1ad")
 
 
 def _show_protocol(protocol: VlanProtocol) -> str:
@@ -121,13 +122,13 @@ def _one_or_many(value: object) -> object:
 
 def _integer(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"[-+]?(0x[0-9a-fA-F]+|[0-9]+)", value):
-        raise Refused(f"{shown(value)} is text, not a number", "write it without quotes")
+        raise RefusedError(f"{shown(value)} is text, not a number", "write it without quotes")
     return value
 
 
 def _text(value: object) -> object:
     if not isinstance(value, str):
-        raise Refused(f"must be text, not {kind(value)}", "put it in quotes")
+        raise RefusedError(f"must be text, not {kind(value)}", "put it in quotes")
     return value
 
 
@@ -149,10 +150,14 @@ InterfaceName = Annotated[
     WithJsonSchema({"type": "string", "pattern": r"^[^\s/:\"*$@{}#;\\]{1,15}$"}),
 ]
 Mask = Annotated[
-    Integer, AfterValidator(check_mask), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MARK_MAX})
+    Integer,
+    AfterValidator(check_mask),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MARK_MAX}),
 ]
 Mark = Annotated[
-    Integer, AfterValidator(check_mark), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MARK_MAX})
+    Integer,
+    AfterValidator(check_mark),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MARK_MAX}),
 ]
 Table = Annotated[
     Integer,
@@ -165,7 +170,10 @@ Address = Annotated[
     IpAddress, PlainValidator(parse_address), PlainSerializer(str), _schema("IPv4 or IPv6 address")
 ]
 Prefix = Annotated[
-    IpNetwork, PlainValidator(parse_prefix), PlainSerializer(str), _schema("IPv4 or IPv6 prefix without host bits")
+    IpNetwork,
+    PlainValidator(parse_prefix),
+    PlainSerializer(str),
+    _schema("IPv4 or IPv6 prefix without host bits"),
 ]
 Vip = Annotated[
     VipRange, PlainValidator(parse_vip), PlainSerializer(str), _schema("address, prefix, or range first-last")

@@ -6,8 +6,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,7 +17,10 @@ from datapath.policy.model import NETWORKS_MAX, Egress, Marks, Network, Node, Po
 from datapath.policy.readable import Readable
 from datapath.policy.source import PlacedProblem, PolicySource, Position, split_lines
 from datapath.policy.translate import nearest_key, problems_of
-from datapath.policy.yamlfile import BrokenYaml, Document, Unusable, read_yaml
+from datapath.policy.yamlfile import BrokenYamlError, Document, Unusable, read_yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Far more than 4,095 networks need (about 800 kB).
 FILE_BYTES_MAX = 4 * 1024 * 1024
@@ -56,7 +58,8 @@ def load_policy(path: Path) -> LoadedPolicy:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(
-            f"cannot read the policy {str(path)!r}: {reason}", hint="give the path of a policy file that you may read"
+            f"cannot read the policy {str(path)!r}: {reason}",
+            hint="give the path of a policy file that you may read",
         ) from None
     return parse_policy(text, str(path))
 
@@ -74,13 +77,15 @@ def parse_policy(text: bytes, filename: str) -> LoadedPolicy:
     decoded = _decode(text, filename)
     try:
         document = read_yaml(decoded)
-    except BrokenYaml as broken:
+    except BrokenYamlError as broken:
         raise PolicySource(filename, decoded).error([broken.problem]) from None
     source = PolicySource(filename, decoded, document.place)
     version = document.data.get("version") if isinstance(document.data, dict) else None
     if type(version) is int and version != 1:
         # The rest follows other rules: its problems would mislead.
-        raise source.error([Problem(("version",), f"version {version} is not known", "this program reads version 1")])
+        raise source.error(
+            [Problem(("version",), f"version {version} is not known", "this program reads version 1")]
+        )
     policy, problems = _validate(document)
     if policy is None or problems:
         raise source.error(problems)
@@ -107,7 +112,10 @@ def _decode(text: bytes, filename: str) -> str:
         before = split_lines(decoded[: control.start()])
         position = Position(len(before), len(before[-1]) + 1)
         problem = PlacedProblem(
-            (), f"the control character U+{ord(control.group()):04X} is not allowed", "remove it", position=position
+            (),
+            f"the control character U+{ord(control.group()):04X} is not allowed",
+            "remove it",
+            position=position,
         )
         raise PolicySource(filename, decoded).error([problem])
     return decoded

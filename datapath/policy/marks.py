@@ -54,16 +54,22 @@ PROFILES: dict[MarkProfile, ProfileMask] = {
     MarkProfile.KUBE_ROUTER: ProfileMask(
         0x0FFC_0000, "kube-router's network policies use 0x10000 and 0x20000, its services the bits below"
     ),
-    MarkProfile.AWS_VPC_CNI: ProfileMask(0x0FFF_0000, "the AWS VPC CNI uses 0x80, kube-proxy 0x4000 and 0x8000"),
-    MarkProfile.TAILSCALE: ProfileMask(0x7F00_0000, "Tailscale owns 0x00ff0000 (0x40000 and 0x80000 are in use)"),
+    MarkProfile.AWS_VPC_CNI: ProfileMask(
+        0x0FFF_0000, "the AWS VPC CNI uses 0x80, kube-proxy 0x4000 and 0x8000"
+    ),
+    MarkProfile.TAILSCALE: ProfileMask(
+        0x7F00_0000, "Tailscale owns 0x00ff0000 (0x40000 and 0x80000 are in use)"
+    ),
     MarkProfile.CALICO_IPTABLES: ProfileMask(
         0x0000_0F00, "Calico's iptables and nftables data planes own 0xffff0000, kube-proxy 0x4000 and 0x8000"
     ),
     MarkProfile.CALICO_EBPF: ProfileMask(
-        0x0000_1F00, "Calico's eBPF data plane owns 0x1ff00000 and up and its policy 0xffff0000; no kube-proxy runs"
+        0x0000_1F00,
+        "Calico's eBPF data plane owns 0x1ff00000 and up and its policy 0xffff0000; no kube-proxy runs",
     ),
     MarkProfile.OVN_KUBERNETES: ProfileMask(
-        0x7FE0_0000, "OVN-Kubernetes sets the whole marks 0x3f0, 0x1745ec and 0x1001 plus a network id: bits 0 to 20"
+        0x7FE0_0000,
+        "OVN-Kubernetes sets the whole marks 0x3f0, 0x1745ec and 0x1001 plus a network id: bits 0 to 20",
     ),
 }
 
@@ -77,7 +83,7 @@ REFUSED_PROFILES: dict[str, str] = {
 
 
 def capacity(mask: int) -> int:
-    """How many networks a mask can tell apart: every combination of its bits but zero, which means unmarked."""
+    """How many networks a mask can tell apart: all combinations of its bits but zero (unmarked)."""
     return int((1 << mask.bit_count()) - 1)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 from datapath.plan.ingress import IpNetwork, OtherCheck, VipCheck, VlanProtocol
-from datapath.policy.addresses import IpAddress, Refused, collapse, kind, shown
+from datapath.policy.addresses import IpAddress, RefusedError, collapse, kind, shown
 from datapath.policy.fields import (
     IFNAME_BYTES_MAX,
     Address,
@@ -76,13 +76,15 @@ class Track(enum.StrEnum):
 def _check_version(value: object) -> object:
     # Literal[1] alone would take `true` and 1.0 as well.
     if type(value) is not int or value != 1:
-        raise Refused(f"version {shown(value)} is not known", "this program reads version: 1")
+        raise RefusedError(f"version {shown(value)} is not known", "this program reads version: 1")
     return value
 
 
 def _check_profile(value: object) -> object:
     if isinstance(value, str) and value in REFUSED_PROFILES:
-        raise Refused(REFUSED_PROFILES[value], "run without marks of ours on such nodes, or with kube-proxy instead")
+        raise RefusedError(
+            REFUSED_PROFILES[value], "run without marks of ours on such nodes, or with kube-proxy instead"
+        )
     return value
 
 
@@ -97,7 +99,7 @@ class Node(PolicyModel):
 
     internal: tuple[Prefix, ...] = Field(
         default=(),
-        description="Prefixes of pods and services: never a valid source on a network, never sent out by one.",
+        description="Prefixes of pods and services: never a valid source on a network.",
     )
 
 
@@ -114,7 +116,7 @@ class Marks(PolicyModel):
     @model_validator(mode="after")
     def _exclusive(self) -> Marks:
         if self.profile is not None and self.mask is not None:
-            raise Refused("`profile` and `mask` are both set", "keep one of them")
+            raise RefusedError("`profile` and `mask` are both set", "keep one of them")
         return self
 
     @property
@@ -142,9 +144,13 @@ def _default_vlan_name(data: object) -> object:
     if not isinstance(parent, str) or type(vlan_id) is not int:
         return data
     name = f"{parent}.{vlan_id}"
-    if len(parent.encode("utf-8", "surrogatepass")) <= IFNAME_BYTES_MAX < len(name.encode("utf-8", "surrogatepass")):
-        raise Refused(
-            f"the device name {shown(name)} would be {len(name)} bytes long, the kernel allows {IFNAME_BYTES_MAX}",
+    if (
+        len(parent.encode("utf-8", "surrogatepass"))
+        <= IFNAME_BYTES_MAX
+        < len(name.encode("utf-8", "surrogatepass"))
+    ):
+        raise RefusedError(
+            f"the device name {shown(name)} would be longer than the {IFNAME_BYTES_MAX} bytes that the kernel allows",
             "set `name` to a shorter one",
         )
     return {**data, "name": name}
@@ -158,7 +164,8 @@ class VlanDevice(PolicyModel):
     # Never "" once validated: the validator below fills it in.
     name: InterfaceName = Field(default="", description="Name of the device. Default: `{parent}.{id}`.")
     protocol: Tpid = Field(
-        default=VlanProtocol.DOT1Q, description="`802.1Q`, or `802.1ad` for the outer tag of a provider network."
+        default=VlanProtocol.DOT1Q,
+        description="`802.1Q`, or `802.1ad` for the outer tag of a provider network.",
     )
 
     _name = model_validator(mode="before")(_default_vlan_name)
@@ -174,11 +181,12 @@ class ReversePath(PolicyModel):
     )
     other: OtherCheck = Field(
         default=OtherCheck.STRICT,
-        description="All other packets: `strict` (the main table leads back by this device), `loose` (it has any "
+        description="All other packets: `strict` (the main table leads back by this device), `loose` (any "
         "route back) or `off`.",
     )
     allow: tuple[Prefix, ...] = Field(
-        default=(), description="Sources to let in though they are refused by default; the longest prefix decides."
+        default=(),
+        description="Sources to let in though they are refused by default; the longest prefix decides.",
     )
     deny: tuple[Prefix, ...] = Field(
         default=(), description="Sources to refuse besides the default ones; the longest prefix decides."
@@ -196,7 +204,9 @@ class Vrf(PolicyModel):
 class Network(PolicyModel):
     """A network by which clients reach VIPs of this node: exactly one of `vlan` and `interface`."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["vlan"]}, {"required": ["interface"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["vlan"]}, {"required": ["interface"]}]}
+    )
 
     name: Name = Field(
         description="Name in comments, counters and logs; unique. Lower-case letters, digits and hyphens."
@@ -214,12 +224,13 @@ class Network(PolicyModel):
     )
     on_link: tuple[Prefix, ...] = Field(
         default=(),
-        description="Prefixes reachable directly on the network. Default: the VIP prefixes that hold a gateway.",
+        description="Prefixes reachable directly on the network. "
+        "Default: the VIP prefixes that hold a gateway.",
     )
     return_path: ReturnPath = Field(
         default=ReturnPath.CONNTRACK,
-        description="`conntrack` (replies follow their connection), `source` (replies are recognised by their source "
-        "address when they are routed: local sockets and IPVS only) or `none`.",
+        description="`conntrack` (replies follow their connection), `source` (replies are recognised by "
+        "their source address when they are routed: local sockets and IPVS only) or `none`.",
     )
     reverse_path: ReversePath = Field(default=ReversePath(), description="Which sources may enter.")
     table: Table | None = Field(
@@ -231,27 +242,33 @@ class Network(PolicyModel):
     vrf: Vrf | None = Field(default=None, description="Put the device into this VRF and route by its table.")
     isolate_clients: StrictBool = Field(
         default=False,
-        description="Track this network's connections apart: the same client address may come from two networks.",
+        description="Track this network's connections apart: the same client address may come "
+        "from two networks.",
     )
     strict_arp: StrictBool = Field(
         default=False,
         description="Answer ARP only for addresses of the device (`arp_ignore=1`, `arp_announce=2`).",
     )
-    steering: Steering | None = Field(default=None, description="Overrides the file's `steering` for this network.")
+    steering: Steering | None = Field(
+        default=None, description="Overrides the file's `steering` for this network."
+    )
     track: Track = Field(
         default=Track.FIRST,
-        description="`first`: a connection keeps the network it came in by; `last`: it follows its newest packet.",
+        description="`first`: a connection keeps the network it came in by; "
+        "`last`: it follows its newest packet.",
     )
 
     @model_validator(mode="after")
     def _one_device(self) -> Network:
         if self.vlan is None and self.interface is None:
-            raise Refused(
+            raise RefusedError(
                 f"network {shown(self.name)} has no device",
                 "add `vlan: {parent: eth0, id: 100}`, or `interface:` for a device someone else makes",
             )
         if self.vlan is not None and self.interface is not None:
-            raise Refused(f"network {shown(self.name)} has both `vlan` and `interface`", "keep one of them")
+            raise RefusedError(
+                f"network {shown(self.name)} has both `vlan` and `interface`", "keep one of them"
+            )
         return self
 
     @functools.cached_property
@@ -277,7 +294,9 @@ class Network(PolicyModel):
         return collapse(
             prefix
             for vip in self.vips
-            if not vip.is_single and (prefix := vip.prefix) and any(address in vip for address in self.gateway)
+            if not vip.is_single
+            and (prefix := vip.prefix)
+            and any(address in vip for address in self.gateway)
         )
 
     def gateway_of(self, family: int) -> IpAddress | None:
@@ -294,8 +313,12 @@ class Egress(PolicyModel):
     """Connections that pods or the node open themselves and that leave by one of the networks."""
 
     network: Name = Field(description="Name of the network they leave by.")
-    sources: tuple[Prefix, ...] = Field(min_length=1, description="Whose connections: prefixes of pods or of the node.")
-    destinations: tuple[Prefix, ...] = Field(default=(), description="Only these destinations. Default: all outside.")
+    sources: tuple[Prefix, ...] = Field(
+        min_length=1, description="Whose connections: prefixes of pods or of the node."
+    )
+    destinations: tuple[Prefix, ...] = Field(
+        default=(), description="Only these destinations. Default: all outside."
+    )
     source_address: Addresses = Field(
         default=(), description="Address that they get on the way out; a list for one per family."
     )
@@ -311,7 +334,7 @@ class ProbeProtocol(enum.StrEnum):
 
 def _check_port(value: object) -> object:
     if isinstance(value, float | bool):
-        raise Refused(f"must be a port number, not {kind(value)}", "use 1 to 65535")
+        raise RefusedError(f"must be a port number, not {kind(value)}", "use 1 to 65535")
     return value
 
 
@@ -329,16 +352,20 @@ class Probe(PolicyModel):
 class Policy(PolicyModel):
     """A whole policy file."""
 
-    version: Annotated[Literal[1], BeforeValidator(_check_version)] = Field(description="Version of the format: 1.")
+    version: Annotated[Literal[1], BeforeValidator(_check_version)] = Field(
+        description="Version of the format: 1."
+    )
     node: Node = Field(default=Node(), description="The node: what is inside it.")
     marks: Marks = Field(default=Marks(), description="Which mark bits are ours.")
     rules: Rules = Field(default=Rules(), description="Where our ip rules are.")
     steering: Steering = Field(
         default=Steering.RULES,
-        description="`rules` (fwmarks, ip rules and routing tables: complete) or `direct` (redirect at tc egress).",
+        description="`rules` (fwmarks, ip rules and routing tables: complete) or "
+        "`direct` (redirect at tc egress).",
     )
     backend: Backend = Field(
-        default=Backend.AUTO, description="What marks and checks packets as they enter: `auto`, `ebpf` or `nft`."
+        default=Backend.AUTO,
+        description="What marks and checks packets as they enter: `auto`, `ebpf` or `nft`.",
     )
     networks: tuple[Network, ...] = Field(
         min_length=1, max_length=NETWORKS_MAX, description="The networks, in any order."

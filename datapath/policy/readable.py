@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datapath.policy.model import Egress, Marks, Network, Node, Policy, Probe
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datapath.policy.model import Egress, Marks, Network, Node, Policy, Probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from datapath.errors import PolicyError, PolicyPath, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: A terminal's width, and what a cut line keeps before the column of its problem.
 LINE_CELLS = 120
@@ -23,12 +26,14 @@ _LINE_BREAK = re.compile(r"\r\n|[\r\n\x85\u2028\u2029]")
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,60}")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Position:
+class Position(NamedTuple):
     """Line and column of a character, both from 1."""
 
     line: int = 1
     column: int = 1
+
+
+START = Position()
 
 
 @dataclass(slots=True)
@@ -42,15 +47,15 @@ class Place:
     """
 
     position: Position
-    keys: dict[str | int, Position] = field(default_factory=dict)
-    children: dict[str | int, Place] = field(default_factory=dict)
+    keys: dict[str | int, Position] | None = None
+    children: dict[str | int, Place] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedProblem(Problem):
     """A problem that has a position of its own, because nothing was built from that part of the file."""
 
-    position: Position = Position()
+    position: Position = START
 
 
 def printable(text: str) -> str:
@@ -81,8 +86,9 @@ class PolicySource:
 
     def __init__(self, filename: str, text: str, root: Place | None = None) -> None:
         self.filename = filename
+        self.text = text
         self._lines = split_lines(text)
-        self._root = root or Place(Position())
+        self._root = root or Place(START)
 
     def locate(self, path: PolicyPath, on_key: bool = False) -> Position:
         """Position of a value, or of its key.
@@ -92,7 +98,7 @@ class PolicySource:
         place, depth = self._nearest(path)
         if on_key and 0 < depth == len(path):
             parent, _ = self._nearest(path[:-1])
-            return parent.keys.get(path[-1], place.position)
+            return parent.keys.get(path[-1], place.position) if parent.keys else place.position
         return place.position
 
     def line_of(self, path: PolicyPath) -> int:
@@ -124,13 +130,15 @@ class PolicySource:
         ordered = self.sort(problems)
         blocks = [self._render_one(problem) for problem in ordered[:RENDERED_MAX]]
         if len(ordered) > RENDERED_MAX:
-            blocks.append(f"{printable(self.filename)}: {len(ordered) - RENDERED_MAX} more problems are not shown")
+            blocks.append(
+                f"{printable(self.filename)}: {len(ordered) - RENDERED_MAX} more problems are not shown"
+            )
         return "\n".join(blocks)
 
     def _nearest(self, path: PolicyPath) -> tuple[Place, int]:
         place = self._root
         for depth, step in enumerate(path):
-            child = place.children.get(step)
+            child = place.children.get(step) if place.children else None
             if child is None:
                 return place, depth
             place = child

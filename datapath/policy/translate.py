@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import difflib
-import types
+import inspect
 import typing
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from datapath.errors import PolicyPath, Problem
-from datapath.policy.addresses import Refused, kind, shown
+from datapath.policy.addresses import RefusedError, kind, shown
 from datapath.policy.model import Policy
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 ErrorDetails = dict[str, Any]
 
@@ -57,7 +59,7 @@ def known_keys(path: PolicyPath) -> tuple[str, ...]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if inspect.isclass(annotation) and typing.get_origin(annotation) is None:
         return annotation if issubclass(annotation, BaseModel) else None
     return next((m for part in typing.get_args(annotation) if (m := _model_in(part))), None)
 
@@ -69,7 +71,7 @@ def _path(detail: ErrorDetails) -> PolicyPath:
 def _problem(detail: ErrorDetails) -> Problem:
     path = _path(detail)
     cause = detail.get("ctx", {}).get("error")
-    if isinstance(cause, Refused):
+    if isinstance(cause, RefusedError):
         return Problem(path, str(cause), cause.hint)
     translate = _TRANSLATIONS.get(detail["type"])
     return translate(path, detail) if translate else Problem(path, detail["msg"])

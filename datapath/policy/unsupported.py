@@ -6,11 +6,15 @@ They are refused and never ignored. When a feature arrives, its line goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from datapath.errors import Problem
-from datapath.policy.readable import Readable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datapath.policy.readable import Readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,9 @@ def unsupported(readable: Readable) -> Iterator[Problem]:
     for entry in UNSUPPORTED:
         # The name of a feature stands for its key, so a whole block is reported at the key.
         on_key = entry.value is None
-        message = f"{entry.feature} {'are' if entry.feature in {'VRFs', 'probes'} else 'is'} not supported yet"
+        message = (
+            f"{entry.feature} {'are' if entry.feature in {'VRFs', 'probes'} else 'is'} not supported yet"
+        )
         if not entry.in_network:
             if entry.refuses(readable.top.get(entry.key)):
                 yield Problem((entry.key,), message, entry.instead, on_key)

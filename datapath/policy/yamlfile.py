@@ -8,14 +8,16 @@ anything, and five times faster than composing nodes for a file of 4,000 network
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from datapath.errors import PolicyPath
-from datapath.policy.addresses import Refused, shown
-from datapath.policy.source import Place, PlacedProblem, Position
+from datapath.policy.addresses import RefusedError, shown
+from datapath.policy.source import START, Place, PlacedProblem, Position
+
+if TYPE_CHECKING:
+    from datapath.errors import PolicyPath
 
 DEPTH_MAX = 32
 
@@ -50,7 +52,7 @@ class Unusable:
 UNUSABLE = Unusable()
 
 
-class BrokenYaml(Exception):  # noqa: N818 - always caught inside this package
+class BrokenYamlError(Exception):
     """Nothing can be read from the file."""
 
     def __init__(self, problem: PlacedProblem) -> None:
@@ -78,11 +80,13 @@ class _Frame:
     """A mapping or list whose end has not been seen."""
 
     data: Any
-    place: Place
+    position: Position
     anchor: str | None
+    keys: dict[str | int, Position]
+    children: dict[str | int, Place]
     size: int = 1
     key: str | None = None
-    key_position: Position = field(default_factory=Position)
+    key_position: Position = START
     expects_key: bool = False
 
 
@@ -90,18 +94,20 @@ def read_yaml(text: str) -> Document:
     """Read one document.
 
     Raises:
-        BrokenYaml: a syntax error, an empty file, a bound that is exceeded.
+        BrokenYamlError: a syntax error, an empty file, a bound that is exceeded.
     """
     reader = _Reader()
     try:
         for event in yaml.parse(text, Loader=_PARSER):
             reader.take(event)
     except yaml.MarkedYAMLError as error:
-        raise BrokenYaml(_syntax_problem(error)) from None
+        raise BrokenYamlError(_syntax_problem(error)) from None
     except yaml.YAMLError as error:
-        raise BrokenYaml(PlacedProblem((), f"not YAML: {error}")) from None
+        raise BrokenYamlError(PlacedProblem((), f"not YAML: {error}")) from None
     if reader.result is None:
-        raise BrokenYaml(PlacedProblem((), "the file is empty", "begin with `version: 1` and add `networks:`"))
+        raise BrokenYamlError(
+            PlacedProblem((), "the file is empty", "begin with `version: 1` and add `networks:`")
+        )
     data, place, _ = reader.result
     return Document(data, place, reader.problems)
 
@@ -164,13 +170,9 @@ class _Reader:
         if frame is not None and frame.expects_key:
             self._key(frame, event)
             return
-        value: Any = event.value
         try:
-            if event.tag is not None:
-                raise Refused(f"the tag {shown(event.tag)} is not supported", "remove it: the policy says what is what")
-            if event.implicit[0]:
-                value = _plain(value)
-        except Refused as refused:
+            value = _scalar_value(event)
+        except RefusedError as refused:
             self._problem(event, str(refused), refused.hint)
             value = UNUSABLE
         self._add(value, Place(_at(event)), 1, event.anchor)
@@ -183,10 +185,12 @@ class _Reader:
         if event.implicit[0] and (key in _OLD_BOOLEANS or not _is_text(key)):
             self._problem(event, f"{shown(key)} cannot be a key", "keys are words, such as `vips`")
         elif key == "<<":
-            self._problem(event, "merge keys (<<) are not supported", "write the keys out, or use an alias for a value")
+            self._problem(
+                event, "merge keys (<<) are not supported", "write the keys out, or use an alias for a value"
+            )
         elif key in frame.data:
             frame.key = key
-            first = frame.place.keys[key]
+            first = frame.keys[key]
             self._problem(event, f"duplicate key; the first one is in line {first.line}", "keep one of them")
             frame.key = None
         else:
@@ -199,11 +203,13 @@ class _Reader:
             raise _broken(event, "a mapping or a list cannot be a key", "keys are words, such as `vips`")
         if len(self._frames) >= DEPTH_MAX:
             raise _broken(event, f"nested deeper than {DEPTH_MAX} levels", "a policy needs about six")
-        self._frames.append(_Frame({} if mapping else [], Place(_at(event)), event.anchor, expects_key=mapping))
+        self._frames.append(
+            _Frame({} if mapping else [], _at(event), event.anchor, {}, {}, expects_key=mapping)
+        )
 
     def _close(self) -> None:
         frame = self._frames.pop()
-        self._add(frame.data, frame.place, frame.size, frame.anchor)
+        self._add(frame.data, Place(frame.position, frame.keys, frame.children), frame.size, frame.anchor)
 
     def _alias(self, event: Any) -> None:
         if self._frames and self._frames[-1].expects_key:
@@ -213,7 +219,9 @@ class _Reader:
             return
         known = self._anchors.get(event.anchor)
         if known is None:
-            self._problem(event, f"the alias {shown(event.anchor)} has no anchor before it", "define it with & first")
+            self._problem(
+                event, f"the alias {shown(event.anchor)} has no anchor before it", "define it with & first"
+            )
             self._add(UNUSABLE, Place(_at(event)), 1, None)
             return
         data, place, size = known
@@ -232,19 +240,19 @@ class _Reader:
         frame = self._frames[-1]
         frame.size += size
         if isinstance(frame.data, list):
-            frame.place.children[len(frame.data)] = place
+            frame.children[len(frame.data)] = place
             frame.data.append(data)
             return
         if frame.key is not None:
             frame.data[frame.key] = data
-            frame.place.keys[frame.key] = frame.key_position
-            frame.place.children[frame.key] = place
+            frame.keys[frame.key] = frame.key_position
+            frame.children[frame.key] = place
             frame.key = None
         frame.expects_key = True
 
 
-def _broken(event: Any, message: str, hint: str) -> BrokenYaml:
-    return BrokenYaml(PlacedProblem((), message, hint, position=_at(event)))
+def _broken(event: Any, message: str, hint: str) -> BrokenYamlError:
+    return BrokenYamlError(PlacedProblem((), message, hint, position=_at(event)))
 
 
 def _at(event: Any) -> Position:
@@ -252,10 +260,18 @@ def _at(event: Any) -> Position:
     return Position(mark.line + 1, mark.column + 1)
 
 
+def _scalar_value(event: Any) -> Any:
+    if event.tag is not None:
+        raise RefusedError(
+            f"the tag {shown(event.tag)} is not supported", "remove it: the policy says what is what"
+        )
+    return _plain(event.value) if event.implicit[0] else event.value
+
+
 def _is_text(value: str) -> bool:
     try:
         return isinstance(_plain(value), str)
-    except Refused:
+    except RefusedError:
         return False
 
 
@@ -263,12 +279,12 @@ def _plain(text: str) -> Any:
     """An unquoted scalar.
 
     Raises:
-        Refused: no value, or one that YAML 1.1 and 1.2 read differently.
+        RefusedError: no value, or one that YAML 1.1 and 1.2 read differently.
     """
     if text in _BOOLEANS:
         return _BOOLEANS[text]
     if text in _NULLS:
-        raise Refused("has no value", "give it one, or remove the key")
+        raise RefusedError("has no value", "give it one, or remove the key")
     if text[0] not in "0123456789+-.yYnNoO":
         return text
     if _INTEGER.fullmatch(text):
@@ -283,11 +299,13 @@ def _plain(text: str) -> Any:
         (_UNDERSCORES, "a number for some programs only"),
     ):
         if pattern.fullmatch(text):
-            raise Refused(f"{shown(text)} is {meaning}", "write it as 123 or 0x7b, or quote it if it is text")
+            raise RefusedError(
+                f"{shown(text)} is {meaning}", "write it as 123 or 0x7b, or quote it if it is text"
+            )
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
 def _bounded(text: str) -> int:
     if len(text) > 40:
-        raise Refused(f"{shown(text)} is too large", "no number in a policy has more than 32 bits")
+        raise RefusedError(f"{shown(text)} is too large", "no number in a policy has more than 32 bits")
     return int(text, 0)
