@@ -37,6 +37,27 @@ class OtherCheck(enum.StrEnum):
     OFF = "off"
 
 
+class Verdict(enum.IntEnum):
+    """What becomes of a packet; everything but `PASS` is dropped. The one list of names.
+
+    The number is the index of its counter; `bpf/abi.h` has the same list and is checked against this one.
+    """
+
+    PASS = 0
+    MALFORMED = 1
+    MARTIAN = 2
+    SPOOFED = 3
+    VIP_UNREACHABLE = 4
+    VIP_STRICT = 5
+    RPF_STRICT = 6
+    RPF_LOOSE = 7
+
+    @property
+    def label(self) -> str:
+        """The name that people see, for example ``vip_unreachable``."""
+        return self.name.lower()
+
+
 class SourceAction(enum.StrEnum):
     """What the longest matching source prefix says."""
 
@@ -85,6 +106,8 @@ class IngressNetwork:
         device: where the IP stack sees them: what a reverse-path lookup must answer.
         vips: the prefixes served here.
         feasible: prefixes that the network's own table can reach; `VipCheck.FEASIBLE` asks these.
+        check_martians: drop sources that can never be right (design: `martian`).
+        check_sources: ask the source lists (own and common); without it nothing is `spoofed`.
     """
 
     name: str
@@ -98,14 +121,34 @@ class IngressNetwork:
     sources: tuple[SourceRule, ...] = ()
     feasible: tuple[IpNetwork, ...] = ()
     check_martians: bool = False
+    check_sources: bool = False
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether any check may drop a packet of this network."""
+        return (
+            self.check_martians
+            or self.check_sources
+            or self.vip_check is not VipCheck.OFF
+            or self.other_check is not OtherCheck.OFF
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class IngressProgram:
-    """Everything the program needs. No networks: nothing is attached."""
+    """Everything the program needs. No networks: nothing is attached.
+
+    Attributes:
+        fwmark_mask: the only bits of the packet mark that the program may write.
+        networks: no two with the same point.
+        common_sources: source rules of every network with `check_sources`. The longest match of both lists
+            decides; the network's own wins a tie. Kept once: N networks that deny each other's VIPs would
+            otherwise need N * N prefixes.
+    """
 
     fwmark_mask: int
     networks: tuple[IngressNetwork, ...] = field(default=())
+    common_sources: tuple[SourceRule, ...] = ()
 
     @property
     def attachments(self) -> tuple[str, ...]:

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Reading a packet from front to back.
+ *
+ * Contract: `cursor_read` copies `size` bytes and advances, or returns false, copies nothing that may be
+ * used and does not advance. Nothing else reads packet bytes, so nothing else can read out of bounds.
+ *
+ * Plain C: whoever includes this defines `packet_load` first (skb.h for the kernel, a bounded memcpy in a
+ * fuzzer).
+ */
+#ifndef DATAPATH_CURSOR_H
+#define DATAPATH_CURSOR_H
+
+#include <linux/types.h>
+
+/* Outside the kernel a packet is a struct packet of the includer's own; inside it is the __sk_buff. */
+#ifndef PACKET_TYPE
+#define PACKET_TYPE struct packet
+#endif
+
+struct cursor {
+	PACKET_TYPE *packet;
+	__u32 offset;
+};
+
+static __always_inline _Bool cursor_read(struct cursor *cursor, void *to, __u32 size)
+{
+	if (packet_load(cursor->packet, cursor->offset, to, size) != 0)
+		return 0;
+	cursor->offset += size;
+	return 1;
+}
+
+#endif

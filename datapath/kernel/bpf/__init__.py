@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tc eBPF program: compiled with bcc in a child process, handled here through libbpf and tc."""
+
+from datapath.kernel.bpf.ingress import (
+    ActualProgram,
+    IngressDiff,
+    IngressState,
+    attach,
+    compare_ingress,
+    detach,
+    load_ingress,
+    observe_ingress,
+    read_counters,
+    switch,
+    update_entries,
+    verify_ingress,
+)
+from datapath.kernel.bpf.program import Counter, LoadedIngress, ProgramMeta, SlotCounters
+from datapath.kernel.bpf.source import Capacities, desired_digest
+from datapath.kernel.bpf.tables import IngressTables, NetworkEntry, PointKey, resolve
+from datapath.kernel.tc import AttachResult
+
+__all__ = [
+    "ActualProgram",
+    "AttachResult",
+    "Capacities",
+    "Counter",
+    "IngressDiff",
+    "IngressState",
+    "IngressTables",
+    "LoadedIngress",
+    "NetworkEntry",
+    "PointKey",
+    "ProgramMeta",
+    "SlotCounters",
+    "attach",
+    "compare_ingress",
+    "desired_digest",
+    "detach",
+    "load_ingress",
+    "observe_ingress",
+    "read_counters",
+    "resolve",
+    "switch",
+    "update_entries",
+    "verify_ingress",
+]

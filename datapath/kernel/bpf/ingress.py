@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ingress program as the controller sees it: observe, load, attach, update, detach.
+
+Ours is told from the kernel alone: the filter's place and name (`kernel/tc.py`), the program's name, and
+the description that the program carries in its `dp_meta` map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from datapath.errors import KernelError
+from datapath.kernel import tc
+from datapath.kernel.bpf import abi, compiler, libbpf, source
+from datapath.kernel.bpf.program import LoadedIngress, ProgramMeta, SlotCounters
+from datapath.kernel.bpf.tables import IngressTables, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datapath.plan.ingress import IngressProgram
+
+_SIOCGIFHWADDR: Final = 0x8927
+#: linux/if_arp.h: device types whose packets begin with an Ethernet header.
+_ETHERNET_TYPES: Final = frozenset({1, 772})
+
+
+@dataclass(frozen=True, slots=True)
+class ActualProgram:
+    """One of our programs that is attached somewhere, as read back."""
+
+    program_id: int
+    meta: ProgramMeta
+    tables: IngressTables
+
+    @property
+    def is_current(self) -> bool:
+        """Whether compiling now would give the same program: then its maps may be updated in place."""
+        return self.meta.digest == source.desired_digest(self.meta.fwmark_mask, self.meta.capacities)
+
+
+@dataclass(frozen=True, slots=True)
+class IngressState:
+    """What is at the ingress of all devices of the namespace.
+
+    Attributes:
+        ifindexes: every device by name.
+        attached: program id by name of the device, only our filters.
+        programs: our attached programs by id. One that is attached but missing here is of a version that
+            cannot be read: replace it.
+        conflicts: device and description of each filter of someone else in our place.
+        clsact: devices that have a clsact (or ingress) qdisc, whoever made it.
+    """
+
+    ifindexes: Mapping[str, int]
+    attached: Mapping[str, int]
+    programs: Mapping[int, ActualProgram]
+    conflicts: tuple[tuple[str, str], ...] = ()
+    clsact: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class IngressDiff:
+    """What separates actual from desired, in the order in which it is to be done.
+
+    Attributes:
+        reload: a new program must be loaded and attached to all of `attach`; the reason, or empty.
+        update: the program to update in place with `update_entries`, if its tables differ.
+        attach: devices that need the program (with `reload`: all of them).
+        detach: devices that carry our filter and should not.
+    """
+
+    reload: str = ""
+    update: int | None = None
+    attach: tuple[str, ...] = ()
+    detach: tuple[str, ...] = ()
+    conflicts: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be done."""
+        return not (self.reload or self.update or self.attach or self.detach or self.conflicts)
+
+
+def _read_program(program_id: int) -> ActualProgram | None:
+    try:
+        with LoadedIngress.open(program_id) as loaded:
+            meta = loaded.read_meta()
+            if meta.abi_version != abi.ABI_VERSION:
+                return None
+            return ActualProgram(program_id=program_id, meta=meta, tables=loaded.read_tables())
+    except KernelError as error:
+        if error.errno == 1:  # without the right to look, "unknown" would be a lie
+            raise
+        return None
+
+
+def observe_ingress() -> IngressState:
+    """Everything about our ingress programs, read from the kernel only.
+
+    Raises:
+        KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
+    """
+    state = tc.observe_tc()
+    ifindexes = tc.ifindexes()
+    names = {index: name for name, index in ifindexes.items()}
+    attached: dict[str, int] = {}
+    conflicts: list[tuple[str, str]] = []
+    for found in state.filters:
+        name = names.get(found.ifindex)
+        if name is None:  # made after the list of names was read
+            continue
+        if found.is_ours:
+            attached[name] = found.program_id
+        elif found.is_our_place:
+            conflicts.append((name, f"{found.kind} filter {found.name or hex(found.handle)}"))
+    programs = {program_id: _read_program(program_id) for program_id in sorted(set(attached.values()))}
+    return IngressState(
+        ifindexes=ifindexes,
+        attached=attached,
+        programs={program_id: program for program_id, program in programs.items() if program is not None},
+        conflicts=tuple(sorted(conflicts)),
+        clsact=frozenset(names[index] for index in state.clsact if index in names),
+    )
+
+
+def _reload_reason(
+    desired: IngressProgram, tables: IngressTables, programs: list[ActualProgram | None]
+) -> str:
+    """Why no attached program can be kept; empty if the only one can."""
+    if len(programs) != 1:
+        return "several programs are attached" if programs else "nothing is attached yet"
+    (program,) = programs
+    if program is None:
+        return "the attached program is of a version that cannot be read"
+    if program.meta.fwmark_mask != desired.fwmark_mask:
+        return f"the fwmark mask changes from {program.meta.fwmark_mask:#x}"
+    if not program.is_current:
+        return "the program's text changed"
+    if not program.meta.capacities.holds(tables.need):
+        return "its maps are too small"
+    return ""
+
+
+def compare_ingress(desired: IngressProgram, actual: IngressState) -> IngressDiff:
+    """What is to be done; an empty diff means that the kernel does what the plan says.
+
+    Raises:
+        KernelError: a desired device does not exist (ENODEV).
+    """
+    tables = resolve(desired, actual.ifindexes)
+    wanted = desired.attachments
+    conflicts = tuple(conflict for conflict in actual.conflicts if conflict[0] in wanted)
+    detach = tuple(sorted(set(actual.attached) - set(wanted)))
+    if not wanted:
+        return IngressDiff(detach=detach)
+    programs = [
+        actual.programs.get(program_id)
+        for program_id in sorted({actual.attached[name] for name in wanted if name in actual.attached})
+    ]
+    reason = _reload_reason(desired, tables, programs)
+    if reason:
+        return IngressDiff(reload=reason, attach=wanted, detach=detach, conflicts=conflicts)
+    kept = next(program for program in programs if program is not None)
+    return IngressDiff(
+        update=kept.program_id if kept.tables != tables else None,
+        attach=tuple(name for name in wanted if name not in actual.attached),
+        detach=detach,
+        conflicts=conflicts,
+    )
+
+
+def _load(fwmark_mask: int, tables: IngressTables) -> LoadedIngress:
+    capacities = tables.need
+    text = source.render(fwmark_mask, capacities)
+    programs, maps = compiler.compile_and_load(text, functions=[abi.PROGRAM_NAME], maps=abi.MAP_NAMES)
+    with contextlib.ExitStack() as cleanup:
+        for fd in (*programs, *maps):
+            cleanup.callback(fd.close)
+        loaded = LoadedIngress(programs[0], [libbpf.Map(fd) for fd in maps])
+        loaded.bind_maps()
+        loaded.write_meta(
+            ProgramMeta(
+                abi_version=abi.ABI_VERSION,
+                fwmark_mask=fwmark_mask,
+                capacities=capacities,
+                digest=text.digest,
+            )
+        )
+        loaded.write_tables(tables)
+        cleanup.pop_all()
+    return loaded
+
+
+def load_ingress(desired: IngressProgram) -> LoadedIngress:
+    """Compile, load and fill a complete program aside. Nothing is attached; close it after attaching.
+
+    Raises:
+        KernelError: a device is missing or is no Ethernet device, bcc is missing, the program does not
+            compile, or the kernel refuses it.
+    """
+    for ifname in desired.attachments:
+        _require_ethernet(ifname)
+    return _load(desired.fwmark_mask, resolve(desired, tc.ifindexes()))
+
+
+def verify_ingress(desired: IngressProgram) -> None:
+    """Compile and put through the kernel's verifier, for a dry run: devices need not exist, nothing remains.
+
+    Raises:
+        KernelError: as `load_ingress`.
+    """
+    names = sorted({name for net in desired.networks for name in (net.point.ifname, net.device)})
+    invented = {name: number for number, name in enumerate(names, start=1)}
+    _load(desired.fwmark_mask, resolve(desired, invented)).close()
+
+
+def _require_ethernet(ifname: str) -> None:
+    """The program reads an Ethernet header first: on a tunnel without one it would misread every packet."""
+    request = struct.pack("16sH14x", ifname.encode(), 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFHWADDR, request)
+        except OSError as error:
+            raise KernelError(
+                f"look at device {ifname}", error.strerror or str(error), errno=error.errno or 0
+            ) from error
+    (kind,) = struct.unpack_from("H", answer, 16)
+    if kind not in _ETHERNET_TYPES:
+        raise KernelError(
+            f"attach the eBPF program to {ifname}",
+            f"it is not an Ethernet device (ARPHRD type {kind})",
+            hint="use backend: nft for networks on tunnels",
+        )
+
+
+def attach(loaded: LoadedIngress, ifname: str) -> tc.AttachResult:
+    """Attach at the ingress of a device, or replace our older program there in one step.
+
+    Raises:
+        ConflictError: someone else's filter is in our place.
+        KernelError: the kernel refused.
+    """
+    return tc.attach_filter(ifname, loaded.program_fd)
+
+
+def detach(ifname: str, *, remove_clsact: bool) -> bool:
+    """Remove our filter from a device; see `tc.detach_filter`."""
+    return tc.detach_filter(ifname, remove_clsact=remove_clsact)
+
+
+def update_entries(program_id: int, desired: IngressProgram) -> bool:
+    """Bring the maps of an attached program to the desired state, element by element; see `write_tables`.
+
+    Returns:
+        whether anything differed.
+
+    Raises:
+        KernelError: the program is gone, a device does not exist, or a map is full.
+    """
+    tables = resolve(desired, tc.ifindexes())
+    with LoadedIngress.open(program_id) as loaded:
+        return loaded.write_tables(tables)
+
+
+def read_counters(program_id: int) -> SlotCounters:
+    """Counts of an attached program by slot and verdict.
+
+    Raises:
+        KernelError: the program is gone.
+    """
+    with LoadedIngress.open(program_id) as loaded:
+        return loaded.read_counters()
+
+
+def switch(
+    loaded: LoadedIngress, actual: IngressState, attachments: tuple[str, ...]
+) -> dict[str, tc.AttachResult]:
+    """Attach a new program to all its devices and carry the counters of the one it replaces.
+
+    Each device switches in one step and at no time has none. Where it stops with an error, the devices before
+    have the new program, the rest the old one; running again completes it.
+
+    Raises:
+        ConflictError: someone else's filter is in our place on one of the devices.
+        KernelError: the kernel refused.
+    """
+    with contextlib.ExitStack() as opened:
+        olds = [
+            opened.enter_context(LoadedIngress.open(program_id))
+            for program_id in actual.programs
+            if program_id != loaded.program_id
+        ]
+        _carry(loaded, olds)
+        results = {ifname: attach(loaded, ifname) for ifname in attachments}
+        _carry(loaded, olds)
+    return results
+
+
+def _carry(loaded: LoadedIngress, olds: list[LoadedIngress]) -> None:
+    total: SlotCounters = {}
+    for old in olds:
+        for slot, by_verdict in old.read_counters().items():
+            before = total.get(slot)
+            total[slot] = {
+                verdict: counter if before is None else before[verdict] + counter
+                for verdict, counter in by_verdict.items()
+            }
+    loaded.carry_counters(total)
