@@ -129,8 +129,9 @@ class Lab:
         self._namespaces[role] = namespace
         namespace.create()
         off = {f"net/ipv4/conf/{which}/rp_filter": 0 for which in ("all", "default")}
-        # The lab sends many errors on purpose; the kernel would keep most of them back.
-        limits = {"net/ipv4/icmp_ratelimit": 0, "net/ipv6/icmp/ratelimit": 0}
+        # The lab sends many errors on purpose; the kernel would keep most of them back. A handshake that went the wrong
+        # way must not be tried again by the server, or it shows up seconds later, among the next probes' packets.
+        limits = {"net/ipv4/icmp_ratelimit": 0, "net/ipv6/icmp/ratelimit": 0, "net/ipv4/tcp_synack_retries": 0}
         forward = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1} if forwarding else {}
         namespace.sysctl(off | limits | forward)
         return namespace
