@@ -65,6 +65,18 @@ class PolicyError(InputError):
         self.rendered = rendered
 
 
+class CompileError(InputError):
+    """A policy that is right by itself but cannot be compiled for this host.
+
+    Attributes:
+        problems: at least one; the loader's source turns them into a `PolicyError` with positions.
+    """
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = problems
+
+
 class KernelError(DatapathError):
     """The kernel refused an operation.
 

@@ -1,1 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Pure: (policy, facts) -> plan. One module per feature; no kernel, no files, no clock."""
+
+from __future__ import annotations
+
+from datapath.compiler.context import Context, NetworkContext
+from datapath.compiler.host import emit_links, emit_rp_filter_exempt, emit_sysctls
+from datapath.compiler.ids import allocate
+from datapath.compiler.ingress import emit_ingress
+from datapath.compiler.marks import emit_table
+from datapath.compiler.notes import emit_notes
+from datapath.compiler.routes import emit_routes
+from datapath.compiler.rules import choose_bank, emit_rules
+from datapath.facts import Facts
+from datapath.plan.model import NetworkIds, Plan
+from datapath.policy import Policy
+
+__all__ = ["compile_policy"]
+
+
+def compile_policy(policy: Policy, facts: Facts) -> Plan:
+    """Compile a policy for one host. The same input gives an equal plan.
+
+    Raises:
+        CompileError: the policy cannot hold on this host; all problems at once.
+    """
+    links = {link.name: link for link in facts.links}
+    ids = allocate(policy, facts, links)
+    context = Context(
+        policy,
+        facts,
+        policy.marks.effective_mask,
+        tuple(
+            NetworkContext(network, position, links.get(network.device), ids[network.name])
+            for position, network in enumerate(policy.networks)
+        ),
+    )
+    rule_bank = choose_bank(context)
+    return Plan(
+        fwmark_mask=context.mask,
+        ids=tuple(sorted(i for i in ids.values() if i != NetworkIds(i.name))),
+        links=emit_links(context),
+        sysctls=emit_sysctls(context),
+        rp_filter_exempt=emit_rp_filter_exempt(context),
+        routes=emit_routes(context),
+        rules=emit_rules(context, rule_bank=rule_bank),
+        table=emit_table(context, rule_bank=rule_bank),
+        ingress=emit_ingress(context),
+        notes=emit_notes(context),
+    )

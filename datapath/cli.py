@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: the only place that prints and exits.
+
+Exit status: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 differences exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from datapath import __version__, log
+from datapath.controller import Controller, compile_located
+from datapath.errors import DatapathError
+from datapath.facts import Facts, load_facts
+from datapath.plan.model import Plan
+from datapath.plan.render import plan_digest, render_plan, render_table
+from datapath.policy import load_policy
+from datapath.state import DEFAULT_DIRECTORY, StateDirectory
+
+DIFFERENCES = 3
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `datapath`."""
+    return _run(_parser().parse_args(argv))
+
+
+def main_dry_run(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `nft-dry-run`."""
+    return _run(_dry_run_parser().parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    log.configure(verbose=arguments.verbose)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except DatapathError as error:
+        if arguments.json:
+            _print_json({"error": str(error), "hint": error.hint})
+        print(f"{_program()}: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name or "datapath"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="datapath", description="Replies leave by the network their requests came in on."
+    )
+    parser.add_argument("--version", action="version", version=f"datapath {__version__}")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    compile_ = _verb(verbs, "compile", _compile, "print what a policy compiles to; needs no root and no kernel")
+    _add_policy(compile_)
+    _add_facts(compile_)
+    compile_.add_argument("--format", choices=("nft", "plan", "json"), default="plan", help="default: plan")
+
+    apply = _verb(verbs, "apply", _apply, "make this namespace as the policy says, or leave it as it is")
+    _add_policy(apply)
+    _add_state(apply)
+
+    status = _verb(verbs, "status", _status, "show networks, ids, counters and drift (exit 3 on drift)")
+    _add_state(status)
+
+    teardown = _verb(verbs, "teardown", _teardown, "remove everything of ours and put back what was there")
+    _add_state(teardown)
+
+    facts = _verb(verbs, "facts", _facts, "print what the compiler knows of this host, for `compile --facts`")
+    _add_state(facts)
+    return parser
+
+
+def _dry_run_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nft-dry-run",
+        description="Compile a policy, let nft, the kernel and the eBPF verifier check it, and show what it would"
+        " change here. Nothing is changed. Works without root, in a namespace of its own.",
+    )
+    parser.add_argument("--version", action="version", version=f"datapath {__version__}")
+    _add_common(parser)
+    _add_policy(parser)
+    _add_facts(parser)
+    _add_state(parser)
+    parser.add_argument("--exit-code", action="store_true", help="exit 3 if something would change")
+    parser.set_defaults(command=_dry_run)
+    return parser
+
+
+def _verb(
+    verbs: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    _add_common(parser)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every step")
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", type=Path, help="the policy file")
+
+
+def _add_facts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--facts", type=Path, help="facts of a host from a file, instead of this host's")
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        default=DEFAULT_DIRECTORY,
+        help=f"one for each network namespace; default: {DEFAULT_DIRECTORY}",
+    )
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=2, sort_keys=True))
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    body: dict[str, Any] = pydantic.TypeAdapter(Plan).dump_python(plan, mode="json")
+    return {"digest": plan_digest(plan), **body}
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    loaded = load_policy(arguments.policy)
+    facts = load_facts(arguments.facts) if arguments.facts else Facts()
+    plan = compile_located(loaded, facts)
+    if arguments.json or arguments.format == "json":
+        _print_json(_plan_json(plan))
+    elif arguments.format == "nft":
+        print(render_table(plan.table) if plan.table else "# no nftables table is needed", end="")
+    else:
+        print(render_plan(plan), end="")
+    return 0
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    loaded = load_policy(arguments.policy)
+    applied = Controller(StateDirectory(arguments.state_dir)).apply(loaded)
+    steps = [step.describe() for step in applied.steps]
+    if arguments.json:
+        _print_json(
+            {
+                "changed": bool(steps),
+                "generation": applied.generation,
+                "steps": steps,
+                "notes": [note.render() for note in applied.plan.notes],
+            }
+        )
+        return 0
+    for note in applied.plan.notes:
+        print(note.render())
+    if not steps:
+        print("nothing to do: the kernel is as the policy says")
+    else:
+        for text in steps:
+            print(f"  {text}")
+        print(f"applied generation {applied.generation}: {len(steps)} step(s), verified")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from datapath.kernel.ingress import read_counters  # noqa: PLC0415  (libbpf is loaded only where it is needed)
+    from datapath.observe.status import make_status  # noqa: PLC0415
+
+    drift = Controller(StateDirectory(arguments.state_dir)).status()
+    if drift is None:
+        if arguments.json:
+            _print_json({"policy": None})
+        else:
+            print("no policy is in force in this namespace")
+        return 0
+    status = make_status(drift, read_counters())
+    if arguments.json:
+        _print_json(status.as_json())
+    else:
+        print(status.render())
+    return DIFFERENCES if status.drift else 0
+
+
+def _teardown(arguments: argparse.Namespace) -> int:
+    steps = [step.describe() for step in Controller(StateDirectory(arguments.state_dir)).teardown()]
+    if arguments.json:
+        _print_json({"changed": bool(steps), "steps": steps})
+    elif steps:
+        for text in steps:
+            print(f"  {text}")
+        print(f"removed: {len(steps)} step(s), verified")
+    else:
+        print("nothing to do: nothing of ours is in this namespace")
+    return 0
+
+
+def _facts(arguments: argparse.Namespace) -> int:
+    facts = Controller(StateDirectory(arguments.state_dir)).facts()
+    if arguments.json:
+        _print_json(facts.model_dump(mode="json"))
+    else:
+        print(facts.dump(), end="")
+    return 0
+
+
+def _dry_run(arguments: argparse.Namespace) -> int:
+    from datapath.dryrun import dry_run  # noqa: PLC0415  (needs the kernel's libraries)
+
+    report = dry_run(
+        load_policy(arguments.policy),
+        load_facts(arguments.facts) if arguments.facts else None,
+        StateDirectory(arguments.state_dir),
+    )
+    if arguments.json:
+        _print_json(report.as_json())
+    else:
+        print(report.render())
+    return DIFFERENCES if arguments.exit_code and report.changes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

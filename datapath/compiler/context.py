@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every compiler module may read: the policy, the host's facts, and what each network needs.
+
+How a network is treated follows from its gateway, family by family: without one, its VIPs are
+reached on the link (or need nothing at all), with one its replies are steered.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from datapath.facts import Facts, LinkFacts
+from datapath.plan.ingress import IngressPoint, IpNetwork
+from datapath.plan.model import NetworkIds
+from datapath.plan.rtnl import Family
+from datapath.policy import Network, Policy
+from datapath.policy.model import ReturnPath
+
+
+class Treatment(enum.StrEnum):
+    """What is done about one network in one family."""
+
+    NOTHING = "nothing"
+    ON_LINK = "on-link"
+    SOURCE = "source"
+    CONNTRACK = "conntrack"
+    NONE = "none"
+
+
+#: Treatments that route replies by a table of their own.
+STEERED = frozenset({Treatment.SOURCE, Treatment.CONNTRACK})
+
+
+@dataclass(frozen=True)
+class NetworkContext:
+    """One network of the policy with what follows from the facts.
+
+    Attributes:
+        position: index in the policy's list, for error positions.
+        device: the device that the IP stack sees its packets on.
+        link: facts of that device, None where the host has none (yet).
+    """
+
+    network: Network
+    position: int
+    link: LinkFacts | None
+    ids: NetworkIds
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    @property
+    def origin(self) -> str:
+        """The policy element, as it stands in comments."""
+        return f"networks[{self.network.name}]"
+
+    @property
+    def device(self) -> str:
+        return self.network.device
+
+    @property
+    def point(self) -> IngressPoint:
+        """Where the eBPF program sees this network first: a trunk serves all its VLANs at once."""
+        vlan = self.network.vlan
+        if vlan is None:
+            return IngressPoint(self.device)
+        return IngressPoint(vlan.parent, vlan.protocol, vlan.id)
+
+    @cached_property
+    def treatments(self) -> dict[Family, Treatment]:
+        return treat(self.network, self.link)
+
+    def families(self, *treatments: Treatment) -> Iterator[Family]:
+        for family, treatment in self.treatments.items():
+            if treatment in treatments:
+                yield family
+
+    @property
+    def is_marked(self) -> bool:
+        return Treatment.CONNTRACK in self.treatments.values()
+
+    @property
+    def is_steered(self) -> bool:
+        return not STEERED.isdisjoint(self.treatments.values())
+
+    @property
+    def is_checked(self) -> bool:
+        """Sources are checked wherever we take the kernel's own check away, or the policy asks for it."""
+        return self.is_steered or "reverse_path" in self.network.model_fields_set
+
+    def vip_prefixes(self, family: Family) -> tuple[IpNetwork, ...]:
+        return tuple(prefix for prefix in self.network.vip_prefixes if prefix.version == family)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The whole input of the compiler."""
+
+    policy: Policy
+    facts: Facts
+    mask: int
+    networks: tuple[NetworkContext, ...]
+
+
+def treat(network: Network, link: LinkFacts | None) -> dict[Family, Treatment]:
+    """The treatment of each family in which the network has VIPs."""
+    treatments: dict[Family, Treatment] = {}
+    for family in Family:
+        vips = [prefix for prefix in network.vip_prefixes if prefix.version == family]
+        if not vips:
+            continue
+        if network.gateway_of(family) is not None:
+            treatments[family] = Treatment(network.return_path)
+        elif network.return_path is ReturnPath.NONE:
+            treatments[family] = Treatment.NONE
+        elif all(on_own_subnet(vip, link) for vip in vips):
+            treatments[family] = Treatment.NOTHING
+        else:
+            treatments[family] = Treatment.ON_LINK
+    return treatments
+
+
+def on_own_subnet(prefix: IpNetwork, link: LinkFacts | None) -> IpNetwork | None:
+    """The subnet of one of the device's addresses that holds the prefix, if any."""
+    if link is None:
+        return None
+    for address in link.addresses:
+        subnet = address.network
+        if subnet.version == prefix.version and prefix.subnet_of(subnet):  # type: ignore[arg-type]
+            return subnet
+    return None

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host itself must provide: VLAN devices and sysctls."""
+
+from __future__ import annotations
+
+from datapath.compiler.context import Context
+from datapath.plan.rtnl import Family, Sysctl, VlanLink
+
+#: `strict_arp`: answer only for addresses of this very device, and announce only those.
+STRICT_ARP = {"arp_ignore": "1", "arp_announce": "2"}
+
+
+def emit_links(context: Context) -> tuple[VlanLink, ...]:
+    """VLAN devices that the policy asks for."""
+    links = [
+        VlanLink(network.device, network.network.vlan.parent, network.network.vlan.id, network.network.vlan.protocol)
+        for network in context.networks
+        if network.network.vlan is not None
+    ]
+    return tuple(sorted(links, key=lambda link: link.name))
+
+
+def emit_sysctls(context: Context) -> tuple[Sysctl, ...]:
+    """Settings of our own devices. `rp_filter` is not among them: see `rp_filter_exempt`."""
+    settings = {
+        Sysctl(f"net/ipv4/conf/{network.device}/{name}", value)
+        for network in context.networks
+        if network.network.strict_arp
+        for name, value in STRICT_ARP.items()
+    }
+    return tuple(sorted(settings))
+
+
+def emit_rp_filter_exempt(context: Context) -> tuple[str, ...]:
+    """Devices whose kernel check must be off: loose mode, too, drops all on a device without an address."""
+    return tuple(
+        sorted(
+            {
+                network.device
+                for network in context.networks
+                if network.is_steered and Family.IPV4 in network.treatments
+            }
+        )
+    )

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks, tables and slots: allocated once, read back from the kernel, never moved.
+
+What a network already has in the kernel stays, unless the policy pins something else. New networks
+take the lowest free number in the order of their names, so that a fresh node's ids do not depend on
+the order of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from datapath.compiler.context import STEERED, Treatment, treat
+from datapath.errors import CompileError, Problem
+from datapath.facts import Facts, IdFacts, LinkFacts
+from datapath.plan.model import NetworkIds
+from datapath.policy import Network, Policy
+from datapath.policy.marks import capacity, deposit, extract
+
+#: First table id of ours is one above; clear of Calico (1..250), OVN-Kubernetes (1000 + ifindex), VRFs
+#: that follow connection-tracking zones (up to 65535) and FRR's pbrd, which counts up from 10000.
+TABLE_BASE = 700_000
+SLOT_MAX = 0xFFFF
+
+
+@dataclass
+class Pool:
+    """Numbers of one kind: which are taken, and the lowest that is not."""
+
+    taken: set[int] = field(default_factory=set)
+    _next: int = 1
+
+    def claim(self, number: int) -> bool:
+        """Take this very number; False where somebody has it."""
+        if number in self.taken:
+            return False
+        self.taken.add(number)
+        return True
+
+    def take(self, wish: int = 0) -> int:
+        """Take the wish if it is free, else the lowest free number from 1 up."""
+        if wish and self.claim(wish):
+            return wish
+        while self._next in self.taken:
+            self._next += 1
+        self.taken.add(self._next)
+        return self._next
+
+
+@dataclass(frozen=True)
+class _Need:
+    network: Network
+    position: int
+    mark: bool
+    table: bool
+    slot: bool
+    known: IdFacts
+
+
+def allocate(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> dict[str, NetworkIds]:
+    """Ids of every network, by name.
+
+    Raises:
+        CompileError: the mask has too few values, or a pinned id is taken by another network.
+    """
+    mask = policy.marks.effective_mask
+    needs = list(_needs(policy, facts, links))
+    slots = _allocate(needs, lambda need: need.slot, lambda _: 0, lambda need: need.known.slot, {})
+    marks = _allocate(
+        needs,
+        lambda need: need.mark,
+        lambda need: extract(need.network.mark or 0, mask),
+        lambda need: extract(need.known.fwmark, mask) if facts.fwmark_mask == mask else 0,
+        {name: slot for name, slot in slots.items() if slot <= capacity(mask)},
+    )
+    tables = _allocate(
+        needs,
+        lambda need: need.table,
+        lambda need: need.network.table or 0,
+        lambda need: need.known.table,
+        {name: TABLE_BASE + slot for name, slot in slots.items()},
+        base=TABLE_BASE,
+    )
+    _refuse_overflow(needs, marks, mask)
+    return {
+        need.network.name: NetworkIds(
+            need.network.name,
+            deposit(marks.get(need.network.name, 0), mask),
+            tables.get(need.network.name, 0),
+            slots.get(need.network.name, 0),
+        )
+        for need in needs
+    }
+
+
+def _needs(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> Iterator[_Need]:
+    known = {ids.name: ids for ids in facts.ids}
+    for position, network in enumerate(policy.networks):
+        treatments = set(treat(network, links.get(network.device)).values())
+        steered = not STEERED.isdisjoint(treatments)
+        yield _Need(
+            network,
+            position,
+            mark=Treatment.CONNTRACK in treatments,
+            table=steered,
+            slot=steered or "reverse_path" in network.model_fields_set,
+            known=known.get(network.name, IdFacts(name=network.name)),
+        )
+
+
+def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rename the arguments)
+    needs: Iterable[_Need],
+    wanted: Callable[[_Need], bool],
+    pinned: Callable[[_Need], int],
+    known: Callable[[_Need], int],
+    wishes: dict[str, int],
+    *,
+    base: int = 0,
+) -> dict[str, int]:
+    """Pins first, then what the kernel has, then new ones by name."""
+    pool = Pool()
+    result: dict[str, int] = {}
+    rest = sorted((need for need in needs if wanted(need)), key=lambda need: need.network.name)
+    for source in (pinned, known):
+        waiting = []
+        for need in rest:
+            number = source(need)
+            if number and pool.claim(number - base if base else number):
+                result[need.network.name] = number
+            else:
+                waiting.append(need)
+        rest = waiting
+    for need in rest:
+        wish = wishes.get(need.network.name, 0)
+        result[need.network.name] = base + pool.take(wish - base if wish else 0)
+    return result
+
+
+def _refuse_overflow(needs: Iterable[_Need], marks: dict[str, int], mask: int) -> None:
+    room = capacity(mask)
+    problems = tuple(
+        Problem(
+            ("networks", need.position),
+            f"no mark is left for network {need.network.name}: mask {mask:#010x} holds {room}",
+            "widen marks.mask",
+        )
+        for need in needs
+        if marks.get(need.network.name, 0) > room
+    )
+    if problems:
+        raise CompileError(problems)

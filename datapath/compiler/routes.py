@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes: a table for each steered network, and on-link routes for VIPs that have no gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network
+
+from datapath.compiler.context import STEERED, Context, NetworkContext, Treatment, on_own_subnet
+from datapath.plan.ingress import IpNetwork
+from datapath.plan.rtnl import TABLE_MAIN, Family, Route, RouteType
+
+DEFAULT: dict[Family, IpNetwork] = {
+    Family.IPV4: IPv4Network("0.0.0.0/0"),
+    Family.IPV6: IPv6Network("::/0"),
+}
+#: What the kernel gives an IPv6 route without a metric; IPv4 routes get 0. Said aloud, so that a dump compares.
+METRIC: dict[Family, int] = {Family.IPV4: 0, Family.IPV6: 1024}
+#: Behind every other route: a reply whose network is down is refused, it never leaves by another gateway.
+LAST_METRIC = 0xFFFFFFFF
+
+
+def emit_routes(context: Context) -> tuple[Route, ...]:
+    """All routes, sorted."""
+    routes = {route for network in context.networks for route in _network_routes(network)}
+    return tuple(sorted(routes, key=Route.sort_key))
+
+
+def _network_routes(network: NetworkContext) -> Iterator[Route]:
+    for family in network.families(Treatment.ON_LINK):
+        for prefix in network.vip_prefixes(family):
+            if on_own_subnet(prefix, network.link) is None:
+                yield Route(TABLE_MAIN, prefix, network.device, metric=METRIC[family])
+    for family in network.families(*STEERED):
+        table = network.ids.table
+        for prefix in network.network.effective_on_link:
+            if prefix.version == family:
+                yield Route(table, prefix, network.device, metric=METRIC[family])
+        for gateway in network.network.gateway:
+            if gateway.version == family:
+                yield Route(table, DEFAULT[family], network.device, gateway, metric=METRIC[family])
+        yield Route(table, DEFAULT[family], type=RouteType.UNREACHABLE, metric=LAST_METRIC)

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of an apply: compile, look, refuse or change, verify, remember; and back if anything fails."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+
+from datapath.compiler import compile_policy
+from datapath.errors import CompileError, ConflictError, DatapathError, KernelError
+from datapath.facts import Facts, IdFacts
+from datapath.kernel.executor import Executor
+from datapath.kernel.observer import observe, observe_facts
+from datapath.log import get_logger
+from datapath.plan.model import NetworkIds, Plan
+from datapath.policy import LoadedPolicy, parse_policy
+from datapath.reconcile.actual import Actual, Record
+from datapath.reconcile.conflicts import find_conflicts
+from datapath.reconcile.diff import ChangeSet, reconcile
+from datapath.reconcile.steps import Step
+from datapath.state import State, StateDirectory, current_netns
+
+#: Passes until the kernel must be as desired. One does it; a second heals what somebody else changed meanwhile.
+_PASSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an apply did.
+
+    Attributes:
+        steps: in order; empty where everything was right already.
+    """
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The live state against the policy in force.
+
+    Attributes:
+        steps: what an apply would do; empty where nothing drifted.
+        actual: as observed.
+    """
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    actual: Actual
+    state: State
+
+
+class Controller:
+    """Everything that changes or compares a namespace goes through here."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+        self._log = get_logger()
+
+    def facts(self) -> Facts:
+        """Facts of this host, ids of ours included."""
+        return observe_facts(self._directory.load())
+
+    def plan(self, loaded: LoadedPolicy) -> Plan:
+        """Compile for this host.
+
+        Raises:
+            PolicyError: with positions, also for what only this host makes wrong.
+        """
+        return compile_located(loaded, self.facts())
+
+    def preview(self, loaded: LoadedPolicy) -> Drift:
+        """What an apply would do here; changes nothing."""
+        state = self._directory.load()
+        plan = compile_located(loaded, observe_facts(state))
+        actual = observe(plan, state)
+        return Drift(plan, reconcile(actual, plan, state.record, forget=_forget(plan, state)).steps, actual, state)
+
+    def check(self, loaded: LoadedPolicy) -> Drift:
+        """Preview, refuse conflicts, and let nft and the eBPF verifier look at it; changes nothing."""
+        drift = self.preview(loaded)
+        _refuse_conflicts(drift.actual, drift.plan)
+        with Executor(self._directory) as executor:
+            for step in drift.steps:
+                executor.check(step)
+        return drift
+
+    def apply(self, loaded: LoadedPolicy) -> Applied:
+        """Make the namespace as the policy says.
+
+        Raises:
+            PolicyError: the policy is wrong; nothing was changed.
+            ConflictError: something of others is in the way; nothing was changed.
+            KernelError: a step failed; everything is as before.
+        """
+        with self._directory.locked():
+            state = self._directory.load()
+            plan = compile_located(loaded, observe_facts(state))
+            text = loaded.source.text
+            previous = self._previous_plan(state)
+            actual = observe(plan, state)
+            _refuse_conflicts(actual, plan)
+            changes = reconcile(actual, plan, state.record, forget=_forget(plan, state))
+            state = dataclasses.replace(state, netns=current_netns())
+            if changes.steps:
+                record = self._change(changes, plan, previous, state)
+                self._log.info("policy_applied", steps=len(changes.steps), networks=len(plan.ids))
+            else:
+                record = changes.after
+            done = dataclasses.replace(
+                state,
+                record=record,
+                ids=_id_facts(plan.ids),
+                fwmark_mask=plan.fwmark_mask,
+                generation=state.generation + (1 if changes.steps or text != state.policy else 0),
+                policy=text,
+                policy_name=loaded.source.filename,
+            )
+            if done != state:
+                self._directory.save(done)
+            return Applied(plan, changes.steps, done.generation)
+
+    def teardown(self) -> tuple[Step, ...]:
+        """Remove everything of ours and put back what was there.
+
+        Raises:
+            KernelError: a step failed; what is left is found by the next teardown.
+        """
+        with self._directory.locked():
+            state = self._directory.load()
+            empty = Plan(state.fwmark_mask)
+            ids = observe_facts(state)
+            actual = observe(empty, state)
+            mask = ids.fwmark_mask
+            forget = tuple((item.fwmark, mask) for item in ids.ids if item.fwmark)
+            changes = reconcile(actual, empty, state.record, forget=forget)
+            if changes.steps:
+                self._run(changes.steps)
+                self._log.info("policy_removed", steps=len(changes.steps))
+            self._verify(empty, dataclasses.replace(state, record=changes.after))
+            self._directory.clear()
+            return changes.steps
+
+    def status(self) -> Drift | None:
+        """The policy in force against the kernel; None where no policy is in force."""
+        state = self._directory.load()
+        if not state.policy:
+            return None
+        loaded = parse_policy(state.policy.encode(), state.policy_name)
+        plan = compile_located(loaded, observe_facts(state))
+        actual = observe(plan, state)
+        steps = reconcile(actual, plan, state.record).steps
+        return Drift(plan, steps, actual, state)
+
+    def _previous_plan(self, state: State) -> Plan:
+        """What to go back to: the policy in force, or nothing."""
+        if not state.policy:
+            return Plan(state.fwmark_mask)
+        loaded = parse_policy(state.policy.encode(), state.policy_name)
+        return compile_policy(loaded.policy, observe_facts(state))
+
+    def _change(self, changes: ChangeSet, plan: Plan, previous: Plan, state: State) -> Record:
+        """Preflight, remember, carry out, verify; on failure back to `previous`."""
+        with Executor(self._directory) as executor:
+            for step in changes.steps:
+                executor.check(step)
+        before = dataclasses.replace(state, record=changes.before)
+        self._directory.save(before)
+        try:
+            self._run(changes.steps)
+            return self._verify(plan, dataclasses.replace(before, record=changes.after))
+        except DatapathError as error:
+            self._log.warning("apply_failed", error=str(error))
+            self._roll_back(previous, before)
+            raise
+
+    def _run(self, steps: tuple[Step, ...]) -> None:
+        with Executor(self._directory) as executor:
+            for step in steps:
+                self._log.debug("step_started", step=step.describe())
+                executor.run(step)
+
+    def _verify(self, plan: Plan, state: State) -> Record:
+        """Read the kernel back until it is as desired.
+
+        Raises:
+            KernelError: it is not, after several passes.
+        """
+        remaining: tuple[Step, ...] = ()
+        for _ in range(_PASSES):
+            changes = reconcile(observe(plan, state), plan, state.record)
+            remaining = changes.steps
+            if not remaining:
+                return changes.after
+            state = dataclasses.replace(state, record=changes.before)
+            self._directory.save(state)
+            self._run(remaining)
+            state = dataclasses.replace(state, record=changes.after)
+        changes = reconcile(observe(plan, state), plan, state.record)
+        if not changes.steps:
+            return changes.after
+        raise KernelError(
+            "verify",
+            f"{len(changes.steps)} difference(s) come back after every change, the first: {changes.steps[0].describe()}",
+            hint="something else on this node undoes our changes: find it with `ip monitor` and `nft monitor`",
+        )
+
+    def _roll_back(self, previous: Plan, state: State) -> None:
+        """Back to the previous plan, as far as the kernel lets us; the record stays true either way."""
+        changes = reconcile(observe(previous, state), previous, state.record)
+        for step in changes.steps:
+            with contextlib.suppress(KernelError), Executor(self._directory) as executor:
+                executor.run(step)
+        left = reconcile(observe(previous, state), previous, state.record)
+        if left.steps:
+            self._log.error("rollback_incomplete", first=left.steps[0].describe(), left=len(left.steps))
+            return
+        self._directory.save(dataclasses.replace(state, record=left.after))
+        self._log.info("rollback_done", steps=len(changes.steps))
+
+
+def compile_located(loaded: LoadedPolicy, facts: Facts) -> Plan:
+    """Compile; problems that only this host makes get their positions in the file.
+
+    Raises:
+        PolicyError: the policy cannot hold on this host.
+    """
+    try:
+        return compile_policy(loaded.policy, facts)
+    except CompileError as error:
+        raise loaded.source.error(error.problems) from error
+
+
+def _refuse_conflicts(actual: Actual, plan: Plan) -> None:
+    conflicts = find_conflicts(actual, plan)
+    if conflicts:
+        raise ConflictError(
+            "this node is not as the policy needs it:\n" + "\n".join(f"  - {text}" for text in conflicts),
+            hint="nothing was changed",
+        )
+
+
+def _forget(plan: Plan, state: State) -> tuple[tuple[int, int], ...]:
+    """Marks that were a network's and are no longer that network's."""
+    mask = state.fwmark_mask
+    kept = {(ids.name, ids.fwmark) for ids in plan.ids} if mask == plan.fwmark_mask else set()
+    return tuple((item.fwmark, mask) for item in state.ids if item.fwmark and (item.name, item.fwmark) not in kept)
+
+
+def _id_facts(ids: tuple[NetworkIds, ...]) -> tuple[IdFacts, ...]:
+    return tuple(
+        IdFacts(name=item.name, fwmark=item.fwmark, table=item.table, slot=item.slot) for item in ids
+    )
+
+

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compiler may know of a host: from the live kernel, or from a file for review elsewhere.
+
+`datapath facts` prints this; `datapath compile POLICY --facts FILE` reads it back.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+import yaml
+
+from datapath.errors import InputError
+
+IpInterface = IPv4Interface | IPv6Interface
+
+
+class _Frozen(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class LinkFacts(_Frozen):
+    """One network device.
+
+    Attributes:
+        kind: IFLA_INFO_KIND, for example `vlan`; empty for a physical device.
+        parent: the lower device of a VLAN; empty where there is none.
+        addresses: with their prefix lengths, link-local ones included.
+    """
+
+    name: str
+    kind: str = ""
+    parent: str = ""
+    vlan_id: int = 0
+    vlan_protocol: int = 0
+    up: bool = True
+    addresses: tuple[IpInterface, ...] = ()
+
+
+class IdFacts(_Frozen):
+    """Ids that a network has in the kernel already."""
+
+    name: str
+    fwmark: Annotated[int, pydantic.Field(ge=0, le=0xFFFFFFFF)] = 0
+    table: Annotated[int, pydantic.Field(ge=0, le=0xFFFFFFFF)] = 0
+    slot: Annotated[int, pydantic.Field(ge=0, le=0xFFFF)] = 0
+
+
+class Facts(_Frozen):
+    """One host.
+
+    Attributes:
+        links: every device, by name.
+        ids: read back from our own objects; the mask they were made under is `fwmark_mask`.
+        rule_bank: which of the two banks of ip rules holds the live tree, None where there is none.
+        forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
+    """
+
+    links: tuple[LinkFacts, ...] = ()
+    ids: tuple[IdFacts, ...] = ()
+    fwmark_mask: int = 0
+    rule_bank: int | None = None
+    forwarding: dict[int, bool] = {4: True, 6: True}
+
+    def dump(self) -> str:
+        """YAML that `load_facts` reads back to an equal value."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
+def load_facts(path: Path) -> Facts:
+    """Read facts from a YAML file.
+
+    Raises:
+        InputError: the file cannot be read, is no YAML, or has unknown or wrong fields.
+    """
+    try:
+        document = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", hint="make one with `datapath facts`") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {error}") from error
+    try:
+        return Facts.model_validate(document or {})
+    except pydantic.ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise InputError("\n".join(lines), hint="compare with the output of `datapath facts`") from error

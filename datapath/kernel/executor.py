@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carry out steps. One step is one act; what fails says which one it was."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self, assert_never
+
+from datapath.kernel import conntrack, ingress, nft, sysctl
+from datapath.kernel.rtnl import Rtnl
+from datapath.reconcile.steps import (
+    AddLink,
+    AddRoute,
+    AddRule,
+    DeleteLink,
+    DeleteRoute,
+    DeleteRule,
+    ForgetConnections,
+    NftTransaction,
+    SetLinkUp,
+    SetSysctl,
+    Step,
+    SyncIngress,
+)
+from datapath.state import StateDirectory
+
+#: The file that is checked and then applied; it stays for the operator to read.
+TRANSACTION_FILE = "transaction.nft"
+
+
+class Executor:
+    """Carries out steps in the current namespace. Use as a context manager."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+        self._rtnl = Rtnl()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rtnl.__exit__(kind, error, trace)
+
+    def check(self, step: Step) -> None:
+        """Ask the kernel whether it would take the step, where it can be asked without changing anything.
+
+        Raises:
+            KernelError: it would not: nft's parser or kernel, or the eBPF verifier, said no.
+        """
+        if isinstance(step, NftTransaction):
+            nft.check_file(self._directory.write(TRANSACTION_FILE, step.text))
+        elif isinstance(step, SyncIngress) and step.program.networks:
+            ingress.verify(step.program)
+
+    def run(self, step: Step) -> None:  # noqa: C901, PLR0912  (one branch a kind of step)
+        """Carry out one step.
+
+        Raises:
+            KernelError: the kernel refused; the step has changed nothing.
+        """
+        match step:
+            case SetSysctl(key, new):
+                sysctl.write(key, new)
+            case AddLink(link):
+                self._rtnl.add_vlan(link)
+            case DeleteLink(link):
+                self._rtnl.delete_link(link.name)
+            case SetLinkUp(name):
+                self._rtnl.set_up(name)
+            case AddRoute(route, replaces):
+                self._rtnl.add_route(route, replace=replaces is not None)
+            case DeleteRoute(route):
+                self._rtnl.delete_route(route)
+            case AddRule(rule):
+                self._rtnl.add_rule(rule)
+            case DeleteRule(rule):
+                self._rtnl.delete_rule(rule)
+            case NftTransaction(text):
+                nft.apply_file(self._directory.write(TRANSACTION_FILE, text))
+            case SyncIngress(program, clsact):
+                ingress.sync(program, clsact=clsact)
+            case ForgetConnections(fwmark, fwmask):
+                conntrack.forget(fwmark, fwmask)
+            case _:
+                assert_never(step)

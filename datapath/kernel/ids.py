@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids read back from the comments of our table's `ids` chain: the memory that needs no state directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from datapath.facts import IdFacts
+
+_NETWORK = re.compile(
+    r"network=(?P<name>\S+) fwmark=(?P<fwmark>0x[0-9a-f]+) table=(?P<table>\d+) slot=(?P<slot>\d+)"
+)
+_HEADER = re.compile(r"fwmark_mask=(?P<mask>0x[0-9a-f]+) rule_bank=(?P<bank>[01])")
+
+
+@dataclass(frozen=True, slots=True)
+class LiveIds:
+    """What the live table says; `rule_bank` is None and the mask 0 where it says nothing."""
+
+    ids: tuple[IdFacts, ...] = ()
+    fwmark_mask: int = 0
+    rule_bank: int | None = None
+
+
+def parse_ids(comments: Iterable[str]) -> LiveIds:
+    """From the comments of the `ids` chain. Comments that are not ours are passed over."""
+    ids: list[IdFacts] = []
+    mask, bank = 0, None
+    for comment in comments:
+        if header := _HEADER.match(comment):
+            mask, bank = int(header["mask"], 16), int(header["bank"])
+        elif network := _NETWORK.match(comment):
+            ids.append(
+                IdFacts(
+                    name=network["name"],
+                    fwmark=int(network["fwmark"], 16),
+                    table=int(network["table"]),
+                    slot=int(network["slot"]),
+                )
+            )
+    return LiveIds(tuple(ids), mask, bank)

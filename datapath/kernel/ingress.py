@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The eBPF side as reconciliation sees it: one comparison, one act, one set of counters."""
+
+from __future__ import annotations
+
+import errno
+
+from datapath.errors import KernelError
+from datapath.kernel import bpf
+from datapath.plan.ingress import IngressProgram
+from datapath.reconcile.actual import ActualIngress
+
+
+def observe(desired: IngressProgram) -> ActualIngress:
+    """What is attached, and in which way it is not as desired."""
+    state = bpf.observe_ingress()
+    try:
+        differences = _describe(bpf.compare_ingress(desired, state))
+    except KernelError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        # A VLAN device that the same change will make first.
+        differences = (str(error),)
+    return ActualIngress(
+        attached=frozenset(state.attached),
+        differences=differences,
+        clsact=state.clsact,
+        foreign=frozenset(name for name, _ in state.conflicts),
+    )
+
+
+def _describe(diff: bpf.IngressDiff) -> tuple[str, ...]:
+    found = []
+    if diff.reload:
+        found.append(f"a new program is needed: {diff.reload}")
+    if diff.update is not None:
+        found.append(f"the maps of program {diff.update} differ")
+    if diff.attach and not diff.reload:
+        found.append(f"not attached to {', '.join(diff.attach)}")
+    if diff.detach:
+        found.append(f"attached to {', '.join(diff.detach)}")
+    return tuple(found)
+
+
+def verify(desired: IngressProgram) -> None:
+    """Put the program through the verifier if it would have to be loaded.
+
+    Raises:
+        KernelError: it does not compile, or the kernel refuses it.
+    """
+    try:
+        diff = bpf.compare_ingress(desired, bpf.observe_ingress())
+    except KernelError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        bpf.verify_ingress(desired)
+        return
+    if diff.reload:
+        bpf.verify_ingress(desired)
+
+
+def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
+    """Make maps and attachments as desired: in place where the program can stay, else a new one aside.
+
+    Args:
+        clsact: devices whose clsact qdisc we made; it goes with our filter if nobody else uses it.
+
+    Raises:
+        ConflictError: somebody else's filter is in our place.
+        KernelError: the kernel refused; devices before it in the order are done already.
+    """
+    state = bpf.observe_ingress()
+    diff = bpf.compare_ingress(desired, state)
+    if diff.reload:
+        with bpf.load_ingress(desired) as loaded:
+            bpf.switch(loaded, state, diff.attach)
+    else:
+        _update_in_place(desired, state, diff)
+    for ifname in diff.detach:
+        bpf.detach(ifname, remove_clsact=ifname in clsact)
+
+
+def _update_in_place(desired: IngressProgram, state: bpf.IngressState, diff: bpf.IngressDiff) -> None:
+    if diff.update is not None:
+        bpf.update_entries(diff.update, desired)
+    if diff.attach:
+        program_id = next(state.attached[name] for name in desired.attachments if name in state.attached)
+        with bpf.LoadedIngress.open(program_id) as loaded:
+            for ifname in diff.attach:
+                bpf.attach(loaded, ifname)
+
+
+def read_counters() -> bpf.SlotCounters:
+    """Counts by slot and verdict of what is attached now; empty where nothing is."""
+    totals: bpf.SlotCounters = {}
+    for program_id in bpf.observe_ingress().programs:
+        for slot, counters in bpf.read_counters(program_id).items():
+            known = totals.setdefault(slot, {})
+            for verdict, counter in counters.items():
+                known[verdict] = known.get(verdict, bpf.Counter()) + counter
+    return totals

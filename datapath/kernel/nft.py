@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nftables through libnftables: list our table, check a file, apply a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nftables
+
+from datapath.errors import KernelError
+from datapath.plan.nft import BaseChain, ChainType, Hook, digest_in_comment
+from datapath.reconcile.actual import ActualChain, ActualMap, ActualTable
+
+_HINT = "this is a bug in datapath, or the kernel lacks a part of nf_tables: please report it with the file"
+
+
+def check_file(path: Path) -> None:
+    """Let nft and the kernel look at a file without applying it.
+
+    Raises:
+        KernelError: with nft's own message: file, line, column and caret.
+    """
+    _run_file(path, dry_run=True, operation="check the nft file")
+
+
+def apply_file(path: Path) -> None:
+    """Apply a file as one transaction: all of it, or nothing.
+
+    Raises:
+        KernelError: with nft's own message.
+    """
+    _run_file(path, dry_run=False, operation="apply the nft file")
+
+
+def _run_file(path: Path, *, dry_run: bool, operation: str) -> None:
+    nft = nftables.Nftables()
+    nft.set_dry_run(dry_run)
+    status, _, errors = nft.cmd_from_file(str(path))
+    if status != 0:
+        raise KernelError(operation, str(errors).strip() or "refused without a message", hint=_HINT)
+
+
+def list_table(family: str, name: str) -> tuple[ActualTable, list[str]] | None:
+    """Our table, and the comments of the rules of its `ids` chain; None where there is no such table."""
+    nft = nftables.Nftables()
+    nft.set_json_output(True)
+    nft.set_stateless_output(True)
+    status, output, _ = nft.cmd(f"list table {family} {name}")
+    if status != 0:
+        # The only way for a list of a well-formed name to fail as root is that it is not there.
+        return None
+    return parse_table(json.loads(output)["nftables"])
+
+
+def parse_table(items: Iterable[dict[str, Any]]) -> tuple[ActualTable, list[str]]:
+    """From libnftables' JSON to our nouns."""
+    bases: dict[str, BaseChain | None] = {}
+    digests: dict[str, list[str | None]] = {}
+    maps: dict[str, ActualMap] = {}
+    ids: list[str] = []
+    for item in items:
+        if "chain" in item:
+            chain = item["chain"]
+            bases[chain["name"]] = _base_chain(chain)
+            digests.setdefault(chain["name"], [])
+        elif "rule" in item:
+            rule = item["rule"]
+            comment = rule.get("comment")
+            digests.setdefault(rule["chain"], []).append(digest_in_comment(comment))
+            if rule["chain"] == "ids" and comment:
+                ids.append(comment)
+        elif "map" in item or "set" in item:
+            body = item.get("map") or item["set"]
+            maps[body["name"]] = _map(body)
+    chains = {name: ActualChain(tuple(digests[name]), base) for name, base in bases.items()}
+    return ActualTable(chains, maps), ids
+
+
+def _base_chain(chain: dict[str, Any]) -> BaseChain | None:
+    if "hook" not in chain:
+        return None
+    try:
+        return BaseChain(ChainType(chain["type"]), Hook(chain["hook"]), chain["prio"])
+    except ValueError:
+        # A hook or type that we never use: certainly not as desired.
+        return BaseChain(ChainType.FILTER, Hook.INPUT, 0x7FFFFFFF)
+
+
+def _map(body: dict[str, Any]) -> ActualMap:
+    elements = dict(_element(element, body["type"]) for element in body.get("elem", []))
+    return ActualMap(body["type"], body.get("map", ""), elements, tuple(sorted(body.get("flags", []))))
+
+
+def _element(element: Any, key_type: str) -> tuple[str, str]:
+    key, value = element if isinstance(element, list) else (element, None)
+    if isinstance(key, dict) and "elem" in key:
+        key = key["elem"]["val"]
+    text = f"{key:#010x}" if key_type == "mark" else str(key)
+    return text, "" if value is None else _verdict(value)
+
+
+def _verdict(value: Any) -> str:
+    if isinstance(value, dict):
+        ((verb, body),) = value.items()
+        return f"{verb} {body['target']}" if body else str(verb)
+    return str(value)

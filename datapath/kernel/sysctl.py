@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sysctls of the current network namespace, below /proc/sys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from datapath.errors import KernelError
+
+ROOT = Path("/proc/sys")
+_IPV4_CONF = "net/ipv4/conf"
+#: Read for every device: exempting one device from rp_filter touches all of them.
+_PER_DEVICE = ("rp_filter",)
+#: Read for `default`: what a VLAN device that we create will start with.
+_INHERITED = ("rp_filter", "arp_ignore", "arp_announce")
+
+
+def read(key: str) -> str | None:
+    """Present value, or None where the kernel or the device is not there."""
+    try:
+        return (ROOT / key).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def write(key: str, value: str) -> None:
+    """Set one value.
+
+    Raises:
+        KernelError: no such key, or not allowed.
+    """
+    try:
+        (ROOT / key).write_text(value, encoding="ascii")
+    except OSError as error:
+        raise KernelError(
+            f"set {key}",
+            error.strerror or str(error),
+            errno=error.errno or 0,
+            hint="is /proc/sys writable here? (containers often mount it read-only)",
+        ) from error
+
+
+def observe(extra: Iterable[str]) -> dict[str, str]:
+    """All values that the plan may have to touch: rp_filter of every device, and the named keys."""
+    keys = {f"{_IPV4_CONF}/default/{name}" for name in _INHERITED} | set(extra)
+    try:
+        devices = [entry.name for entry in (ROOT / _IPV4_CONF).iterdir()]
+    except OSError:
+        devices = []
+    keys |= {f"{_IPV4_CONF}/{device}/{name}" for device in devices for name in _PER_DEVICE}
+    values = {key: read(key) for key in keys}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def forwarding() -> dict[int, bool]:
+    """Whether the namespace forwards, by IP version."""
+    return {
+        4: read("net/ipv4/ip_forward") == "1",
+        6: read("net/ipv6/conf/all/forwarding") == "1",
+    }

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Status as a value: what is in force, what it counts, and what drifted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datapath.controller import Drift
+from datapath.kernel.bpf import Counter, SlotCounters
+from datapath.plan.ingress import Verdict
+from datapath.plan.model import NetworkIds
+from datapath.policy import parse_policy
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStatus:
+    """One network of the policy in force.
+
+    Attributes:
+        counters: None where no packet of the network is looked at.
+    """
+
+    name: str
+    device: str
+    vips: tuple[str, ...]
+    gateway: tuple[str, ...]
+    return_path: str
+    ids: NetworkIds
+    counters: Mapping[Verdict, Counter] | None
+
+    def as_json(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "name": self.name,
+            "device": self.device,
+            "vips": list(self.vips),
+            "gateway": list(self.gateway),
+            "return_path": self.return_path,
+            "fwmark": self.ids.fwmark,
+            "table": self.ids.table,
+            "slot": self.ids.slot,
+        }
+        if self.counters is not None:
+            body["counters"] = {
+                str(verdict): {"packets": counter.packets, "bytes": counter.bytes}
+                for verdict, counter in self.counters.items()
+            }
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole node."""
+
+    policy: str
+    generation: int
+    backend: str
+    networks: tuple[NetworkStatus, ...]
+    drift: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy,
+            "generation": self.generation,
+            "backend": self.backend,
+            "networks": [network.as_json() for network in self.networks],
+            "drift": list(self.drift),
+            "notes": list(self.notes),
+        }
+
+    def render(self) -> str:
+        """A table for a terminal."""
+        lines = [f"policy {self.policy}, generation {self.generation}, backend {self.backend}"]
+        head = ("NETWORK", "DEVICE", "RETURN PATH", "FWMARK", "TABLE", "GATEWAY", "PACKETS", "BYTES")
+        rows = [head, *(_row(network) for network in self.networks)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += self.notes
+        if self.drift:
+            lines.append(f"drift: {len(self.drift)} difference(s); `datapath apply` would:")
+            lines += [f"  - {text}" for text in self.drift]
+        else:
+            lines.append("no drift: the kernel is as the policy says")
+        return "\n".join(lines)
+
+
+def make_status(drift: Drift, counters: SlotCounters) -> Status:
+    """From the comparison with the kernel and the counters by slot."""
+    policy = parse_policy(drift.state.policy.encode(), drift.state.policy_name).policy
+    ids = {item.name: item for item in drift.plan.ids}
+    networks = []
+    for network in policy.networks:
+        own = ids.get(network.name, NetworkIds(network.name))
+        networks.append(
+            NetworkStatus(
+                network.name,
+                network.device,
+                tuple(map(str, network.vip_prefixes)),
+                tuple(map(str, network.gateway)),
+                str(network.return_path),
+                own,
+                counters.get(own.slot, {}) if own.slot else None,
+            )
+        )
+    return Status(
+        drift.state.policy_name,
+        drift.state.generation,
+        "ebpf" if drift.plan.ingress.networks else "none",
+        tuple(networks),
+        tuple(step.describe() for step in drift.steps),
+        tuple(note.render() for note in drift.plan.notes),
+    )
+
+
+def _row(network: NetworkStatus) -> tuple[str, ...]:
+    ids = network.ids
+    total = None if network.counters is None else sum(network.counters.values(), Counter())
+    return (
+        network.name,
+        network.device,
+        network.return_path,
+        f"{ids.fwmark:#010x}" if ids.fwmark else "-",
+        str(ids.table or "-"),
+        ", ".join(network.gateway) or "-",
+        "-" if total is None else str(total.packets),
+        "-" if total is None else str(total.bytes),
+    )

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan: everything that one policy wants of one node, as one printable value."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from datapath.plan.ingress import IngressProgram
+from datapath.plan.nft import NftTable
+from datapath.plan.rtnl import FibRule, Route, Sysctl, VlanLink
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NetworkIds:
+    """The numbers that stand for one network in the kernel. They never move while it exists.
+
+    Attributes:
+        fwmark: bits inside the policy's mask; 0 where the network needs none.
+        table: routing table; 0 where it needs none.
+        slot: index of its counters and prefixes in the eBPF maps; 0 where no packet is looked at.
+    """
+
+    name: str
+    fwmark: int = 0
+    table: int = 0
+    slot: int = 0
+
+
+class NoteLevel(enum.StrEnum):
+    """How much a note matters to a reviewer."""
+
+    INFO = "info"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a reviewer should know that the objects do not say by themselves."""
+
+    level: NoteLevel
+    element: str
+    text: str
+
+    def render(self) -> str:
+        return f"{self.level}: {self.element}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The desired state. All tuples are sorted; equal input gives equal text.
+
+    Attributes:
+        fwmark_mask: the bits of packet and connection marks that are ours.
+        rp_filter_exempt: devices whose kernel reverse-path filter must be off; every other device keeps
+            its present effective value, whatever that is on this node.
+        table: our nftables table, or None where nothing needs one.
+    """
+
+    fwmark_mask: int
+    ids: tuple[NetworkIds, ...] = ()
+    links: tuple[VlanLink, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+    rp_filter_exempt: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+    rules: tuple[FibRule, ...] = ()
+    table: NftTable | None = None
+    ingress: IngressProgram = IngressProgram(0)
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is to be done on the node."""
+        return not (
+            self.links or self.sysctls or self.rp_filter_exempt or self.routes or self.rules or self.table
+        ) and not self.ingress.networks

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nftables nouns, and how each of them is written as text.
+
+nft does not list a rule back as it was given (`& 0xffff00ff | 0x100` returns as `& 0xffff01ff | 0x100`),
+so every rule carries a digest of its own text in its comment. That is what makes a table comparable
+with the desired one after the process that wrote it is gone.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from dataclasses import dataclass
+
+#: Longest comment that the kernel and nft accept (NFTNL_UDATA_COMMENT_MAXLEN, 128 with the final NUL).
+COMMENT_MAX = 127
+_COMMENT_TEXT = re.compile(r"[A-Za-z0-9 _.,:;=/()\[\]<>+*-]*\Z")
+_DIGEST_MARK = " #"
+_DIGEST_LENGTH = 8
+
+
+class ChainType(enum.StrEnum):
+    """`type` of a base chain. Only `ROUTE` looks the route up again when a mark changes."""
+
+    FILTER = "filter"
+    ROUTE = "route"
+
+
+class Hook(enum.StrEnum):
+    """Netfilter hooks of the inet family that we use."""
+
+    PREROUTING = "prerouting"
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseChain:
+    """Where and when a chain is entered."""
+
+    type: ChainType
+    hook: Hook
+    priority: int
+
+    def render(self) -> str:
+        return f"type {self.type} hook {self.hook} priority {self.priority}; policy accept;"
+
+
+@dataclass(frozen=True, slots=True)
+class NftRule:
+    """One rule: nft statements, and the policy element that it comes from."""
+
+    text: str
+    origin: str
+
+    def __post_init__(self) -> None:
+        if not _COMMENT_TEXT.match(self.origin):
+            raise ValueError(f"not allowed in an nft comment: {self.origin!r}")
+
+    @property
+    def digest(self) -> str:
+        """Identity of the rule's text and origin, short enough for a comment."""
+        whole = f"{self.text}\0{self.origin}".encode()
+        return hashlib.sha256(whole).hexdigest()[:_DIGEST_LENGTH]
+
+    @property
+    def comment(self) -> str:
+        room = COMMENT_MAX - len(_DIGEST_MARK) - _DIGEST_LENGTH
+        return f"{self.origin[:room]}{_DIGEST_MARK}{self.digest}"
+
+    def render(self) -> str:
+        return f'{self.text} comment "{self.comment}"'
+
+
+def digest_in_comment(comment: str | None) -> str | None:
+    """The digest that `NftRule.comment` put there; None for a rule that is not ours."""
+    if comment is None or _DIGEST_MARK not in comment:
+        return None
+    return comment.rsplit(_DIGEST_MARK, 1)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class NftChain:
+    """A chain and its rules in order; `base` is None for one that is only jumped to."""
+
+    name: str
+    rules: tuple[NftRule, ...]
+    base: BaseChain | None = None
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(rule.digest for rule in self.rules)
+
+
+@dataclass(frozen=True, slots=True)
+class NftMap:
+    """A verdict map or a set.
+
+    Attributes:
+        key_type: nft type of the key, as in `type mark : verdict`.
+        value_type: `verdict`, or an empty string for a set.
+        elements: sorted pairs of key text and value text (empty for a set), both as nft lists them.
+        flags: for example `interval`, sorted.
+    """
+
+    name: str
+    key_type: str
+    value_type: str
+    elements: tuple[tuple[str, str], ...]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def noun(self) -> str:
+        """What nft calls this object in a command."""
+        return "map" if self.value_type else "set"
+
+    def render_type(self) -> str:
+        kind = f"type {self.key_type} : {self.value_type};" if self.value_type else f"type {self.key_type};"
+        return f"{kind} flags {', '.join(self.flags)};" if self.flags else kind
+
+
+def render_element(key: str, value: str) -> str:
+    """One element as it stands between the braces of `add element`."""
+    return f"{key} : {value}" if value else key
+
+
+@dataclass(frozen=True, slots=True)
+class NftTable:
+    """Our whole table; chains and maps are sorted by name."""
+
+    family: str
+    name: str
+    chains: tuple[NftChain, ...]
+    maps: tuple[NftMap, ...] = ()
+
+    @property
+    def spec(self) -> str:
+        return f"{self.family} {self.name}"

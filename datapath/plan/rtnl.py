@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routing nouns: ip rules, routes, VLAN devices and sysctls."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from datapath.plan.ingress import IpNetwork, VlanProtocol
+
+#: FRA_PROTOCOL and rtm_protocol of everything that is ours; in no rt_protos file that we know of
+#: (bird 12, FRR 11 and 186..197, keepalived 18, Calico 80, Cilium uses 2).
+ROUTE_PROTOCOL = 78
+
+TABLE_MAIN = 254
+#: RT_TABLE_UNSPEC, default, main and local: never ours to allocate.
+RESERVED_TABLES = frozenset({0, 253, 254, 255})
+
+
+class Family(enum.IntEnum):
+    """IP version; the number that people say, not the AF_ constant."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+
+class RuleAction(enum.StrEnum):
+    """FR_ACT_* of `linux/fib_rules.h`, as ip(8) names them."""
+
+    LOOKUP = "lookup"
+    GOTO = "goto"
+    NOP = "nop"
+
+
+@dataclass(frozen=True, slots=True)
+class FibRule:
+    """One ip rule of ours.
+
+    Attributes:
+        target: the table of a `lookup`, the priority of a `goto`, 0 for `nop`.
+        fwmark: compared under `fwmask`; a zero mask compares nothing.
+    """
+
+    family: Family
+    priority: int
+    action: RuleAction
+    target: int = 0
+    fwmark: int = 0
+    fwmask: int = 0
+    source: IpNetwork | None = None
+    destination: IpNetwork | None = None
+
+    def sort_key(self) -> tuple[int, ...]:
+        """Order of the kernel's own walk, then a stable one."""
+        return (
+            self.family,
+            self.priority,
+            self.fwmask,
+            self.fwmark,
+            list(RuleAction).index(self.action),
+            self.target,
+            *_network_key(self.source),
+            *_network_key(self.destination),
+        )
+
+    def render(self) -> str:
+        """As `ip rule add` takes it, after the family."""
+        words = [f"-{self.family} priority {self.priority} from {self.source or 'all'}"]
+        if self.destination is not None:
+            words.append(f"to {self.destination}")
+        if self.fwmask:
+            words.append(f"fwmark {self.fwmark:#010x}/{self.fwmask:#010x}")
+        words.append(str(self.action) if self.action is RuleAction.NOP else f"{self.action} {self.target}")
+        words.append(f"protocol {ROUTE_PROTOCOL}")
+        return " ".join(words)
+
+
+class RouteType(enum.StrEnum):
+    """RTN_* of `linux/rtnetlink.h`."""
+
+    UNICAST = "unicast"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route of ours. A gateway is always on-link: the kernel need not resolve it first."""
+
+    table: int
+    destination: IpNetwork
+    device: str = ""
+    gateway: IPv4Address | IPv6Address | None = None
+    type: RouteType = RouteType.UNICAST
+    metric: int = 0
+
+    @property
+    def family(self) -> Family:
+        return Family(self.destination.version)
+
+    def sort_key(self) -> tuple[int | str, ...]:
+        gateway = 0 if self.gateway is None else int(self.gateway)
+        return (
+            self.family,
+            self.table,
+            *_network_key(self.destination),
+            self.metric,
+            list(RouteType).index(self.type),
+            self.device,
+            gateway,
+        )
+
+    def render(self) -> str:
+        """As `ip route add` takes it, after the family."""
+        prefix = "" if self.type is RouteType.UNICAST else f"{self.type} "
+        words = [f"-{self.family} {prefix}{self.destination}"]
+        if self.gateway is not None:
+            words.append(f"via {self.gateway}")
+        if self.device:
+            words.append(f"dev {self.device}")
+        if self.gateway is not None:
+            words.append("onlink")
+        words.append(f"table {self.table} protocol {ROUTE_PROTOCOL}")
+        if self.metric:
+            words.append(f"metric {self.metric}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class VlanLink:
+    """A VLAN device that the policy asks for."""
+
+    name: str
+    parent: str
+    vlan_id: int
+    protocol: VlanProtocol
+
+    def render(self) -> str:
+        proto = {VlanProtocol.DOT1Q: "802.1Q", VlanProtocol.DOT1AD: "802.1ad"}[self.protocol]
+        return f"link {self.parent} name {self.name} type vlan proto {proto} id {self.vlan_id}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Sysctl:
+    """One setting; the key uses slashes, because device names hold dots (`net/ipv4/conf/eth0.100/...`)."""
+
+    key: str
+    value: str
+
+    def render(self) -> str:
+        return f"{self.key}={self.value}"
+
+
+def _network_key(network: IpNetwork | None) -> tuple[int, int]:
+    return (-1, -1) if network is None else (int(network.network_address), network.prefixlen)

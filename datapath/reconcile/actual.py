@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The actual state, in the same nouns as the plan. `kernel/` fills this in; nothing here reads a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from datapath.plan.nft import BaseChain
+from datapath.plan.rtnl import Family, FibRule, Route
+
+
+@dataclass(frozen=True, slots=True)
+class ActualChain:
+    """A chain of our table as the kernel has it.
+
+    Attributes:
+        digests: one per rule, in order; None for a rule that we did not write.
+        base: None for a chain that is only jumped to.
+    """
+
+    digests: tuple[str | None, ...]
+    base: BaseChain | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActualMap:
+    """A map or set of our table as the kernel has it."""
+
+    key_type: str
+    value_type: str
+    elements: Mapping[str, str]
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ActualTable:
+    """Our nftables table."""
+
+    chains: Mapping[str, ActualChain] = field(default_factory=dict)
+    maps: Mapping[str, ActualMap] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ActualLink:
+    """A network device. `addresses` are not here: the plan never touches them."""
+
+    name: str
+    up: bool
+    kind: str = ""
+    parent: str = ""
+    vlan_id: int = 0
+    vlan_protocol: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignRule:
+    """An ip rule of somebody else.
+
+    Attributes:
+        text: as ip(8) would show it, for messages.
+        protocol: FRA_PROTOCOL, which often tells the owner.
+    """
+
+    family: Family
+    priority: int
+    fwmark: int
+    fwmask: int
+    table: int
+    protocol: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A sysctl that we changed: what it was, and what we made of it."""
+
+    original: str
+    ours: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What only memory can tell: kept in the state directory.
+
+    Attributes:
+        sysctls: by key.
+        links: devices that we created.
+        clsact: devices on which we created the clsact qdisc.
+    """
+
+    sysctls: Mapping[str, Saved] = field(default_factory=dict)
+    links: frozenset[str] = frozenset()
+    clsact: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ActualIngress:
+    """The eBPF side, compared by `kernel/` because only it knows ifindexes.
+
+    Attributes:
+        attached: devices that carry our program.
+        differences: what is not as desired, in words; empty where all is.
+        clsact: devices that have a clsact qdisc, whoever made it.
+        foreign: devices where somebody else sits at our filter's priority and handle.
+    """
+
+    attached: frozenset[str] = frozenset()
+    differences: tuple[str, ...] = ()
+    clsact: frozenset[str] = frozenset()
+    foreign: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """One namespace at one moment.
+
+    Attributes:
+        rules: ours, by protocol id.
+        routes: ours, by protocol id.
+        foreign_tables: routing tables with routes of others, with one example each.
+        sysctls: current values of the keys that we may have to touch.
+    """
+
+    table: ActualTable | None = None
+    rules: frozenset[FibRule] = frozenset()
+    routes: frozenset[Route] = frozenset()
+    foreign_rules: tuple[ForeignRule, ...] = ()
+    foreign_tables: Mapping[int, str] = field(default_factory=dict)
+    links: Mapping[str, ActualLink] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    ingress: ActualIngress = ActualIngress()

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of others is in the way of a plan. We refuse rather than take over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from datapath.plan.model import Plan
+from datapath.plan.rtnl import FibRule, RuleAction
+from datapath.reconcile.actual import Actual, ForeignRule
+
+FULL_MASK = 0xFFFFFFFF
+#: The kernel's own rules for local, main and default.
+_KERNEL_PRIORITIES = frozenset({0, 32766, 32767})
+
+
+def find_conflicts(actual: Actual, desired: Plan) -> tuple[str, ...]:
+    """One sentence per conflict, naming the other owner; empty where the plan may be applied."""
+    return (
+        *_rule_conflicts(actual, desired),
+        *_mark_conflicts(actual, desired),
+        *_table_conflicts(actual, desired),
+        *_link_conflicts(actual, desired),
+        *(
+            f"{name}: another eBPF filter sits at our priority and handle of its ingress hook"
+            for name in sorted(actual.ingress.foreign & set(desired.ingress.attachments))
+        ),
+    )
+
+
+def _rule_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
+    """A rule inside our block would be jumped over by our gotos."""
+    for family in {rule.family for rule in desired.rules}:
+        priorities = [rule.priority for rule in desired.rules if rule.family is family]
+        first, last = min(priorities), max(priorities)
+        for rule in actual.foreign_rules:
+            if rule.family is family and first <= rule.priority <= last:
+                yield (
+                    f"`{rule.text}` lies inside our block of ip rules ({first}..{last}), which jumps over it:"
+                    " set rules.priority elsewhere"
+                )
+
+
+def _mark_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
+    if not any(rule.fwmask for rule in desired.rules):
+        return
+    mask = desired.fwmark_mask
+    for rule in actual.foreign_rules:
+        if rule.priority in _KERNEL_PRIORITIES or not _uses_bits(rule, mask):
+            continue
+        yield (
+            f"`{rule.text}` uses bits of our mark mask {mask:#010x}: set marks.mask (or marks.profile) to bits"
+            " that nobody uses"
+        )
+
+
+def _uses_bits(rule: ForeignRule, mask: int) -> bool:
+    """Whole-mark rules (wg-quick, Istio) compare bits of everybody; they collide where their value has ours."""
+    if rule.fwmask == FULL_MASK:
+        return bool(rule.fwmark & mask)
+    return bool(rule.fwmask & mask)
+
+
+def new_tables(actual: Actual, desired: Plan) -> frozenset[int]:
+    """Tables that we are about to use and do not use yet."""
+    return _tables(desired.rules) - _tables(actual.rules)
+
+
+def _tables(rules: Iterable[FibRule]) -> frozenset[int]:
+    return frozenset(rule.target for rule in rules if rule.action is RuleAction.LOOKUP)
+
+
+def _table_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
+    foreign_lookups = {rule.table: rule.text for rule in actual.foreign_rules}
+    for table in sorted(new_tables(actual, desired)):
+        if table in actual.foreign_tables:
+            yield (
+                f"routing table {table} holds a route of somebody else ({actual.foreign_tables[table]}):"
+                " pin `table` to a free one"
+            )
+        elif table in foreign_lookups:
+            yield f"routing table {table} is used by `{foreign_lookups[table]}`: pin `table` to a free one"
+
+
+def _link_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
+    for link in desired.links:
+        present = actual.links.get(link.name)
+        if present is None:
+            if link.parent not in actual.links:
+                yield f"{link.name} cannot be made: there is no device {link.parent}"
+            continue
+        same = (present.kind, present.parent, present.vlan_id) == ("vlan", link.parent, link.vlan_id)
+        if not same:
+            what = f"VLAN {present.vlan_id} on {present.parent}" if present.kind == "vlan" else "no VLAN device"
+            yield (
+                f"device {link.name} exists and is {what}, the policy wants VLAN {link.vlan_id} on {link.parent}:"
+                " set vlan.name, or use `interface:`"
+            )
+    made = {link.name for link in desired.links}
+    for name in _devices(desired):
+        present = actual.links.get(name)
+        if present is None and name not in made:
+            yield f"there is no device {name}: create it, or let `vlan:` make it"
+        elif present is not None and not present.up and name not in made:
+            yield f"device {name} is down: set it up (`ip link set {name} up`)"
+
+
+def _devices(desired: Plan) -> list[str]:
+    routed = {route.device for route in desired.routes if route.device}
+    checked = {network.device for network in desired.ingress.networks}
+    return sorted(routed | checked)
+

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From actual to desired: an ordered list of steps.
+
+The order is the point. Consumers come before producers, permissive before strict: a mark must find
+its rule, a rule its table, and a table its routes, at every moment in between. Removal runs the other
+way. So no packet of a flow that both the old and the new policy serve meets a half-made state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from datapath.plan.ingress import VlanProtocol
+from datapath.plan.model import Plan
+from datapath.plan.rtnl import FibRule, Route, VlanLink
+from datapath.reconcile.actual import Actual, Record
+from datapath.reconcile.nft import diff_table
+from datapath.reconcile.steps import (
+    AddLink,
+    AddRoute,
+    AddRule,
+    DeleteLink,
+    DeleteRoute,
+    DeleteRule,
+    ForgetConnections,
+    NftTransaction,
+    SetLinkUp,
+    Step,
+    SyncIngress,
+)
+from datapath.reconcile.sysctls import SysctlChanges, diff_sysctls, inherited, split_by_device
+
+TABLE_SPEC = "inet datapath"
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSet:
+    """What to do, in order, and what the record must hold before it starts and after it ended.
+
+    Attributes:
+        steps: nothing to do where empty.
+        before: the record to be written before the first step.
+        after: the record once all steps are done.
+    """
+
+    steps: tuple[Step, ...]
+    before: Record
+    after: Record
+
+
+def reconcile(
+    actual: Actual, desired: Plan, record: Record, *, forget: tuple[tuple[int, int], ...] = ()
+) -> ChangeSet:
+    """The steps from `actual` to `desired`.
+
+    Args:
+        actual: as observed.
+        desired: as compiled; an empty plan removes everything of ours.
+        record: what only memory can tell.
+        forget: pairs of mark and mask whose connections must not survive (networks that are gone).
+    """
+    links = _diff_links(actual, desired, record)
+    values = inherited(actual.sysctls, links.created) | dict(actual.sysctls)
+    sysctls = diff_sysctls(values, desired.sysctls, desired.rp_filter_exempt, record)
+    early, late = split_by_device(sysctls.loosen, links.created)
+    steps: list[Step] = [*early, *links.add, *late]
+    steps += [*_added_routes(actual, desired), *_added_rules(actual, desired)]
+    text = diff_table(actual.table, desired.table, spec=TABLE_SPEC)
+    ingress = [SyncIngress(desired.ingress, record.clsact)] if _ingress_differs(actual, desired) else []
+    nft = [NftTransaction(text)] if text else []
+    # The producer of marks comes last when networks come, and stops first when all of them go.
+    steps += [*ingress, *nft] if desired.table is None else [*nft, *ingress]
+    steps += [*_removed_rules(actual, desired), *_removed_routes(actual, desired)]
+    steps += links.remove
+    steps += split_by_device(sysctls.tighten, frozenset(step.link.name for step in links.remove))[0]
+    steps += [ForgetConnections(mark, mask) for mark, mask in forget]
+    return ChangeSet(tuple(steps), *_records(record, actual, desired, links, sysctls))
+
+
+@dataclass(frozen=True, slots=True)
+class _LinkChanges:
+    add: tuple[Step, ...]
+    remove: tuple[DeleteLink, ...]
+    created: frozenset[str]
+
+
+def _diff_links(actual: Actual, desired: Plan, record: Record) -> _LinkChanges:
+    add: list[Step] = []
+    created: set[str] = set()
+    wanted = {link.name for link in desired.links}
+    for link in desired.links:
+        present = actual.links.get(link.name)
+        if present is None:
+            add.append(AddLink(link))
+            created.add(link.name)
+        elif not present.up:
+            add.append(SetLinkUp(link.name))
+    remove = []
+    for name in sorted(record.links - wanted):
+        present = actual.links.get(name)
+        # Somebody may have deleted ours and made another device of that name: that one is theirs.
+        if present is not None and present.kind == "vlan":
+            remove.append(DeleteLink(_as_vlan_link(actual, name)))
+    return _LinkChanges(tuple(add), tuple(remove), frozenset(created))
+
+
+def _as_vlan_link(actual: Actual, name: str) -> VlanLink:
+    present = actual.links[name]
+    return VlanLink(name, present.parent, present.vlan_id, VlanProtocol(present.vlan_protocol))
+
+
+def _route_key(route: Route) -> tuple[object, ...]:
+    """What the kernel takes for the same route: a second one with this key replaces the first."""
+    return route.table, route.destination, route.metric
+
+
+def _added_routes(actual: Actual, desired: Plan) -> Iterator[AddRoute]:
+    present = {_route_key(route): route for route in actual.routes}
+    for route in desired.routes:
+        if route not in actual.routes:
+            yield AddRoute(route, present.get(_route_key(route)))
+
+
+def _removed_routes(actual: Actual, desired: Plan) -> Iterator[DeleteRoute]:
+    kept = {_route_key(route) for route in desired.routes}
+    for route in sorted(actual.routes, key=Route.sort_key):
+        if _route_key(route) not in kept:
+            yield DeleteRoute(route)
+
+
+def _added_rules(actual: Actual, desired: Plan) -> list[AddRule]:
+    """From the bottom up: a target before the rule that jumps to it."""
+    missing = [rule for rule in desired.rules if rule not in actual.rules]
+    return [AddRule(rule) for rule in sorted(missing, key=_bottom_up)]
+
+
+def _removed_rules(actual: Actual, desired: Plan) -> list[DeleteRule]:
+    """From the top down: a jump before its target."""
+    wanted = set(desired.rules)
+    return [DeleteRule(rule) for rule in sorted(actual.rules - wanted, key=FibRule.sort_key)]
+
+
+def _bottom_up(rule: FibRule) -> tuple[int, ...]:
+    return (rule.family, -rule.priority, *rule.sort_key()[2:])
+
+
+def _ingress_differs(actual: Actual, desired: Plan) -> bool:
+    wanted = frozenset(desired.ingress.attachments)
+    return actual.ingress.attached != wanted or bool(actual.ingress.differences)
+
+
+def _records(
+    record: Record, actual: Actual, desired: Plan, links: _LinkChanges, sysctls: SysctlChanges
+) -> tuple[Record, Record]:
+    attached = frozenset(desired.ingress.attachments)
+    clsact = (record.clsact & actual.ingress.clsact) | (attached - actual.ingress.clsact)
+    before = Record(sysctls.saved, record.links | links.created, record.clsact | clsact)
+    after = Record(
+        {key: saved for key, saved in sysctls.saved.items() if key not in sysctls.released},
+        (record.links | links.created) - {step.link.name for step in links.remove},
+        clsact & attached,
+    )
+    return before, after

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations that a change consists of. Each is one act of the kernel, with its inverse.
+
+`kernel/executor.py` carries them out; everything here is only said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datapath.plan.ingress import IngressProgram
+from datapath.plan.rtnl import FibRule, Route, VlanLink
+
+
+@dataclass(frozen=True, slots=True)
+class SetSysctl:
+    """Write one sysctl; `old` is what it is before."""
+
+    key: str
+    new: str
+    old: str
+
+    def describe(self) -> str:
+        return f"set {self.key} from {self.old} to {self.new}"
+
+    def inverse(self) -> SetSysctl:
+        return SetSysctl(self.key, self.old, self.new)
+
+
+@dataclass(frozen=True, slots=True)
+class AddLink:
+    """Create a VLAN device and set it up."""
+
+    link: VlanLink
+
+    def describe(self) -> str:
+        return f"add VLAN device {self.link.name} (VLAN {self.link.vlan_id} on {self.link.parent})"
+
+    def inverse(self) -> DeleteLink:
+        return DeleteLink(self.link)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLink:
+    """Remove a VLAN device that we created."""
+
+    link: VlanLink
+
+    def describe(self) -> str:
+        return f"delete VLAN device {self.link.name}"
+
+    def inverse(self) -> AddLink:
+        return AddLink(self.link)
+
+
+@dataclass(frozen=True, slots=True)
+class SetLinkUp:
+    """Set a device of ours up; there is nothing to undo."""
+
+    name: str
+
+    def describe(self) -> str:
+        return f"set {self.name} up"
+
+    def inverse(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class AddRoute:
+    """Add a route, or replace the one with the same key in one act."""
+
+    route: Route
+    replaces: Route | None = None
+
+    def describe(self) -> str:
+        verb = "replace" if self.replaces else "add"
+        return f"{verb} route: {self.route.render()}"
+
+    def inverse(self) -> AddRoute | DeleteRoute:
+        return AddRoute(self.replaces, self.route) if self.replaces else DeleteRoute(self.route)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRoute:
+    """Delete a route."""
+
+    route: Route
+
+    def describe(self) -> str:
+        return f"delete route: {self.route.render()}"
+
+    def inverse(self) -> AddRoute:
+        return AddRoute(self.route)
+
+
+@dataclass(frozen=True, slots=True)
+class AddRule:
+    """Add an ip rule."""
+
+    rule: FibRule
+
+    def describe(self) -> str:
+        return f"add rule: {self.rule.render()}"
+
+    def inverse(self) -> DeleteRule:
+        return DeleteRule(self.rule)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRule:
+    """Delete an ip rule by its full tuple."""
+
+    rule: FibRule
+
+    def describe(self) -> str:
+        return f"delete rule: {self.rule.render()}"
+
+    def inverse(self) -> AddRule:
+        return AddRule(self.rule)
+
+
+@dataclass(frozen=True, slots=True)
+class NftTransaction:
+    """One nft file, all or nothing. Its inverse is the diff the other way, made when it is needed."""
+
+    text: str
+
+    def describe(self) -> str:
+        commands = self.text.count("\n")
+        return f"nft transaction of {commands} command{'s' if commands != 1 else ''}"
+
+    def inverse(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncIngress:
+    """Bring the eBPF program, its maps and its attachments to the desired state.
+
+    Attributes:
+        clsact: devices whose clsact qdisc we made: it goes with our filter if nobody else uses it.
+    """
+
+    program: IngressProgram
+    clsact: frozenset[str] = frozenset()
+
+    def describe(self) -> str:
+        devices = ", ".join(self.program.attachments) or "no device"
+        return f"eBPF program for {len(self.program.networks)} network(s) on {devices}"
+
+    def inverse(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetConnections:
+    """Delete the connection-tracking entries that carry a mark which is free again."""
+
+    fwmark: int
+    fwmask: int
+
+    def describe(self) -> str:
+        return f"delete conntrack entries with mark {self.fwmark:#010x}/{self.fwmask:#010x}"
+
+    def inverse(self) -> None:
+        return None
+
+
+Step = (
+    SetSysctl
+    | AddLink
+    | DeleteLink
+    | SetLinkUp
+    | AddRoute
+    | DeleteRoute
+    | AddRule
+    | DeleteRule
+    | NftTransaction
+    | SyncIngress
+    | ForgetConnections
+)

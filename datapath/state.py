@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state directory: what only memory can tell, written so that a crash or power loss never halves it.
+
+Everything that the kernel itself can tell is read from the kernel. Here are the old values of sysctls,
+the devices and qdiscs that we made, the last policy, and a copy of the ids for the case that somebody
+flushed our table.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datapath.errors import DatapathError, InputError
+from datapath.facts import IdFacts
+from datapath.reconcile.actual import Record, Saved
+
+FORMAT = 1
+DEFAULT_DIRECTORY = Path("/run/datapath")
+_STATE = "state.json"
+_LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What was last written.
+
+    Attributes:
+        netns: inode of the network namespace that this state is about; 0 for a new directory.
+        generation: counts successful applies that changed something.
+        policy: text of the policy in force, empty where none is.
+        policy_name: file name for messages about that text.
+    """
+
+    record: Record = field(default_factory=Record)
+    ids: tuple[IdFacts, ...] = ()
+    fwmark_mask: int = 0
+    generation: int = 0
+    policy: str = ""
+    policy_name: str = ""
+    netns: int = 0
+
+
+def current_netns() -> int:
+    """Inode of the network namespace of this process."""
+    return Path("/proc/self/ns/net").stat().st_ino
+
+
+def boot_id() -> str:
+    """Changes with every boot: sysctls and devices of an earlier one are gone."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+class StateDirectory:
+    """One directory for one network namespace."""
+
+    def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory: one writer at a time.
+
+        Raises:
+            DatapathError: somebody else holds it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o755)
+            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DatapathError(
+                f"state directory {self.path}: {error.strerror}", hint="choose another with --state-dir"
+            ) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DatapathError(
+                    f"another datapath process works on {self.path}", hint="wait until it has finished"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def load(self) -> State:
+        """The last state; a new one where there is none or it is of an earlier boot.
+
+        Raises:
+            InputError: the directory belongs to another namespace or to a newer version, or is damaged.
+        """
+        path = self.path / _STATE
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return State()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be read: {error}",
+                hint="restore it, or remove it: ids are read from the kernel, but old sysctl values are lost",
+            ) from error
+        return _decode(document, path)
+
+    def save(self, state: State) -> None:
+        """Write the state: whole, or not at all.
+
+        Raises:
+            DatapathError: it cannot be written (full, read-only); the old one is still there.
+        """
+        self.write(_STATE, json.dumps(_encode(state), indent=1, sort_keys=True) + "\n")
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file atomically and durably."""
+        path = self.path / name
+        temporary = path.with_suffix(path.suffix + ".new")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise DatapathError(
+                f"{path}: {error.strerror}", hint="nothing was changed by this write; make room, or use --state-dir"
+            ) from error
+        return path
+
+    def clear(self) -> None:
+        """Forget everything: after a complete teardown."""
+        for path in self.path.iterdir():
+            if path.name != _LOCK:
+                path.unlink()
+
+
+def _encode(state: State) -> dict[str, Any]:
+    record = state.record
+    return {
+        "format": FORMAT,
+        "boot": boot_id(),
+        "netns": state.netns,
+        "generation": state.generation,
+        "fwmark_mask": state.fwmark_mask,
+        "ids": [ids.model_dump() for ids in state.ids],
+        "sysctls": {key: [saved.original, saved.ours] for key, saved in sorted(record.sysctls.items())},
+        "links": sorted(record.links),
+        "clsact": sorted(record.clsact),
+        "policy": state.policy,
+        "policy_name": state.policy_name,
+    }
+
+
+def _decode(document: Any, path: Path) -> State:
+    try:
+        if document["format"] > FORMAT:
+            raise InputError(
+                f"{path}: written by a newer version of datapath (format {document['format']})",
+                hint="upgrade, or run `datapath teardown` with that version",
+            )
+        if document["boot"] != boot_id():
+            # Nothing of that boot exists any more, but the operator's ids should not move.
+            return State(
+                ids=tuple(IdFacts(**ids) for ids in document["ids"]), fwmark_mask=document["fwmark_mask"]
+            )
+        netns = current_netns()
+        if document["netns"] != netns:
+            raise InputError(
+                f"{path}: belongs to another network namespace",
+                hint="use a --state-dir of its own for each; remove the file if that namespace is gone",
+            )
+        return State(
+            record=Record(
+                {key: Saved(*values) for key, values in document["sysctls"].items()},
+                frozenset(document["links"]),
+                frozenset(document["clsact"]),
+            ),
+            ids=tuple(IdFacts(**ids) for ids in document["ids"]),
+            fwmark_mask=document["fwmark_mask"],
+            generation=document["generation"],
+            policy=document["policy"],
+            policy_name=document["policy_name"],
+            netns=netns,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged: {error}",
+            hint="restore it, or remove it: ids are read from the kernel, but old sysctl values are lost",
+        ) from error
