@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Markers that decide where a test runs, and skips that cannot hide a failure."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel_features import PROBES, SKIP_REASON_PREFIX, kernel_has
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from _pytest.config import Config
+    from _pytest.nodes import Item
+    from _pytest.reports import CollectReport, TestReport
+
+_STRICT = os.environ.get("DATAPATH_CI") == "1"
+_IN_VM = "DATAPATH_VM_KERNEL" in os.environ
+
+
+def pytest_ignore_collect(collection_path: os.PathLike[str], config: Config) -> bool | None:
+    """tests/vm asks what kernel it runs on: it has a right answer only inside a virtual machine."""
+    vm_tests = config.rootpath / "tests" / "vm"
+    return True if os.fspath(collection_path) == os.fspath(vm_tests) and not _IN_VM else None
+
+
+def pytest_collection_modifyitems(items: list[Item]) -> None:
+    """Refuse a feature that nobody can probe, before any test runs."""
+    for item in items:
+        for feature in _features(item):
+            if feature not in PROBES:
+                message = (
+                    f"{item.nodeid}: no probe for kernel feature {feature!r} in tests/kernel_features.py"
+                )
+                raise pytest.UsageError(message)
+
+
+def pytest_runtest_setup(item: Item) -> None:
+    """Skip what this machine cannot run, with a reason that can be checked."""
+    if item.get_closest_marker("root") is not None and os.geteuid() != 0:
+        pytest.skip("needs root")
+    for feature in _features(item):
+        if not kernel_has(feature):
+            pytest.skip(SKIP_REASON_PREFIX + feature)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, TestReport, TestReport]:
+    """With DATAPATH_CI=1, turn a skip that the kernel does not confirm into a failure."""
+    report = yield
+    if _STRICT and report.skipped and not hasattr(report, "wasxfail"):
+        _refuse_unconfirmed_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, CollectReport, CollectReport]:
+    """The same for modules that skip themselves while they are imported."""
+    report = yield
+    if _STRICT and report.skipped:
+        _refuse_unconfirmed_skip(report)
+    return report
+
+
+def _features(item: Item) -> Iterator[str]:
+    for marker in item.iter_markers("kernel_feature"):
+        yield from marker.args
+
+
+def _refuse_unconfirmed_skip(report: TestReport | CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    feature = reason.removeprefix(SKIP_REASON_PREFIX)
+    if reason.startswith(SKIP_REASON_PREFIX) and feature in PROBES and not kernel_has(feature):
+        return
+    report.outcome = "failed"
+    report.longrepr = (
+        f"DATAPATH_CI=1 allows no skip that the kernel does not confirm, but this was skipped: {reason}"
+    )
