@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"datapath {__version__}")
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    compile_ = _verb(verbs, "compile", _compile, "print what a policy compiles to; needs no root and no kernel")
+    compile_ = _verb(
+        verbs, "compile", _compile, "print what a policy compiles to; needs no root and no kernel"
+    )
     _add_policy(compile_)
     _add_facts(compile_)
     compile_.add_argument("--format", choices=("nft", "plan", "json"), default="plan", help="default: plan")

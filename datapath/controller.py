@@ -77,7 +77,9 @@ class Controller:
         state = self._directory.load()
         plan = compile_located(loaded, observe_facts(state))
         actual = observe(plan, state)
-        return Drift(plan, reconcile(actual, plan, state.record, forget=_forget(plan, state)).steps, actual, state)
+        return Drift(
+            plan, reconcile(actual, plan, state.record, forget=_forget(plan, state)).steps, actual, state
+        )
 
     def check(self, loaded: LoadedPolicy) -> Drift:
         """Preview, refuse conflicts, and let nft and the eBPF verifier look at it; changes nothing."""
@@ -204,7 +206,7 @@ class Controller:
             return changes.after
         raise KernelError(
             "verify",
-            f"{len(changes.steps)} difference(s) come back after every change, the first: {changes.steps[0].describe()}",
+            f"{len(changes.steps)} difference(s) come back after each change, first: {changes.steps[0].describe()}",
             hint="something else on this node undoes our changes: find it with `ip monitor` and `nft monitor`",
         )
 
@@ -247,12 +249,12 @@ def _forget(plan: Plan, state: State) -> tuple[tuple[int, int], ...]:
     """Marks that were a network's and are no longer that network's."""
     mask = state.fwmark_mask
     kept = {(ids.name, ids.fwmark) for ids in plan.ids} if mask == plan.fwmark_mask else set()
-    return tuple((item.fwmark, mask) for item in state.ids if item.fwmark and (item.name, item.fwmark) not in kept)
+    return tuple(
+        (item.fwmark, mask) for item in state.ids if item.fwmark and (item.name, item.fwmark) not in kept
+    )
 
 
 def _id_facts(ids: tuple[NetworkIds, ...]) -> tuple[IdFacts, ...]:
     return tuple(
         IdFacts(name=item.name, fwmark=item.fwmark, table=item.table, slot=item.slot) for item in ids
     )
-
-

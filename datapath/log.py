@@ -12,11 +12,10 @@ import structlog
 def configure(*, verbose: bool = False) -> None:
     """Send logs to standard error, so that standard output stays for results."""
     level = logging.DEBUG if verbose else logging.INFO
-    renderer: structlog.typing.Processor
-    if sys.stderr.isatty():
-        renderer = structlog.dev.ConsoleRenderer()
-    else:
-        renderer = structlog.processors.JSONRenderer()
+    on_terminal = sys.stderr.isatty()
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -134,7 +134,8 @@ class StateDirectory:
                 os.close(directory)
         except OSError as error:
             raise DatapathError(
-                f"{path}: {error.strerror}", hint="nothing was changed by this write; make room, or use --state-dir"
+                f"{path}: {error.strerror}",
+                hint="nothing was changed by this write; make room, or use --state-dir",
             ) from error
         return path
 

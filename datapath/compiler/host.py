@@ -13,7 +13,12 @@ STRICT_ARP = {"arp_ignore": "1", "arp_announce": "2"}
 def emit_links(context: Context) -> tuple[VlanLink, ...]:
     """VLAN devices that the policy asks for."""
     links = [
-        VlanLink(network.device, network.network.vlan.parent, network.network.vlan.id, network.network.vlan.protocol)
+        VlanLink(
+            network.device,
+            network.network.vlan.parent,
+            network.network.vlan.id,
+            network.network.vlan.protocol,
+        )
         for network in context.networks
         if network.network.vlan is not None
     ]

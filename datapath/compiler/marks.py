@@ -65,7 +65,10 @@ def _ids_chain(context: Context, networks: list[NetworkContext], rule_bank: int)
 
 def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:
     ours = f"& {mask:#010x}"
-    restore = NftRule(f"ct direction reply ct mark {ours} vmap @restore", "networks[*].return_path reply: restore the mark of its network")
+    restore = NftRule(
+        f"ct direction reply ct mark {ours} vmap @restore",
+        "networks[*].return_path reply: restore the mark of its network",
+    )
     ingress = [
         NftRule(
             f"ct direction original ct mark {ours} == 0 meta mark {ours} vmap @save",

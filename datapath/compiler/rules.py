@@ -43,7 +43,7 @@ class Tree:
 
     @property
     def guard(self) -> int:
-        before = sum(2 * _bank_size(depth) for depth in range(self.depth))
+        before = 2 * sum(map(_bank_size, range(self.depth)))
         return self.base + FIRST_BANK + before + self.bank * _bank_size(self.depth)
 
     @property
@@ -52,12 +52,16 @@ class Tree:
 
     def node(self, level: int, prefix: int) -> int:
         """Priority of the node that holds all indexes whose leading digits are `prefix`."""
-        return self.guard + 1 + sum(_FANOUT**above for above in range(level)) + prefix
+        return self.guard + 1 + _nodes_above(level) + prefix
 
 
 def _bank_size(depth: int) -> int:
-    nodes = sum(_FANOUT**level for level in range(depth + 1))
-    return nodes + 2
+    return _nodes_above(depth + 1) + 2
+
+
+def _nodes_above(level: int) -> int:
+    """Nodes of all levels before this one: a geometric sum."""
+    return ((1 << NODE_BITS * level) - 1) // (_FANOUT - 1)
 
 
 def tree_depth(indexes: Iterable[int]) -> int:
@@ -125,7 +129,5 @@ def _tree_rules(tables: dict[int, int], tree: Tree, family: Family, mask: int) -
             )
     for index, table in tables.items():
         leaf = tree.node(tree.depth, index >> NODE_BITS)
-        yield FibRule(
-            family, leaf, RuleAction.LOOKUP, table, fwmark=deposit(index, mask), fwmask=mask
-        )
+        yield FibRule(family, leaf, RuleAction.LOOKUP, table, fwmark=deposit(index, mask), fwmask=mask)
     yield FibRule(family, tree.end, RuleAction.NOP)

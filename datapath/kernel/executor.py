@@ -54,7 +54,7 @@ class Executor:
         elif isinstance(step, SyncIngress) and step.program.networks:
             ingress.verify(step.program)
 
-    def run(self, step: Step) -> None:  # noqa: C901, PLR0912  (one branch a kind of step)
+    def run(self, step: Step) -> None:  # noqa: C901  (one branch a kind of step)
         """Carry out one step.
 
         Raises:

@@ -49,13 +49,12 @@ def verify(desired: IngressProgram) -> None:
         KernelError: it does not compile, or the kernel refuses it.
     """
     try:
-        diff = bpf.compare_ingress(desired, bpf.observe_ingress())
+        needs_load = bool(bpf.compare_ingress(desired, bpf.observe_ingress()).reload)
     except KernelError as error:
         if error.errno != errno.ENODEV:
             raise
-        bpf.verify_ingress(desired)
-        return
-    if diff.reload:
+        needs_load = True
+    if needs_load:
         bpf.verify_ingress(desired)
 
 
@@ -63,6 +62,7 @@ def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
     """Make maps and attachments as desired: in place where the program can stay, else a new one aside.
 
     Args:
+        desired: what the program must know; no networks detach it everywhere.
         clsact: devices whose clsact qdisc we made; it goes with our filter if nobody else uses it.
 
     Raises:

@@ -30,6 +30,12 @@ def observe_facts(state: State) -> Facts:
     )
 
 
+def observe_links() -> Facts:
+    """What a normal user may see: devices, addresses and forwarding, but no nftables and so no ids."""
+    with Rtnl() as rtnl:
+        return Facts(links=rtnl.link_facts(), forwarding=sysctl.forwarding())
+
+
 def observe(desired: Plan, state: State) -> Actual:
     """The actual state, as far as the plan, our own objects and conflicts with it are concerned."""
     found = nft.list_table(TABLE_FAMILY, TABLE_NAME)

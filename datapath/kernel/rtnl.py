@@ -28,7 +28,15 @@ _ROUTE_TYPES = {1: RouteType.UNICAST, 7: RouteType.UNREACHABLE}
 _VLAN_PROTOCOL = {0x8100: VlanProtocol.DOT1Q, 0x88A8: VlanProtocol.DOT1AD}
 _IFF_UP = 1
 _RTNH_F_ONLINK = 4
-_PROTOCOL_NAMES = {2: "kernel", 3: "boot", 4: "static", 11: "zebra (FRR)", 12: "bird", 16: "dhcp", 80: "Calico"}
+_PROTOCOL_NAMES = {
+    2: "kernel",
+    3: "boot",
+    4: "static",
+    11: "zebra (FRR)",
+    12: "bird",
+    16: "dhcp",
+    80: "Calico",
+}
 
 
 class Rtnl:
@@ -70,7 +78,9 @@ class Rtnl:
                 vlan_id=link.vlan_id,
                 vlan_protocol=link.vlan_protocol,
                 up=link.up,
-                addresses=tuple(sorted(addresses.get(link.name, []), key=lambda a: (a.version, int(a), str(a)))),
+                addresses=tuple(
+                    sorted(addresses.get(link.name, []), key=lambda a: (a.version, int(a), str(a)))
+                ),
             )
             for link in sorted(links.values(), key=lambda link: link.name)
         )
@@ -145,7 +155,7 @@ class Rtnl:
         return (self._names or {}).get(index, f"ifindex {index}")
 
     def index(self, name: str) -> int:
-        """ifindex of a device.
+        """Resolve a device to its ifindex.
 
         Raises:
             KernelError: there is no such device.
@@ -154,7 +164,10 @@ class Rtnl:
             return socket.if_nametoindex(name)
         except OSError as error:
             raise KernelError(
-                f"find device {name}", "no such device", errno=error.errno or 0, hint="create it, or use `vlan:`"
+                f"find device {name}",
+                "no such device",
+                errno=error.errno or 0,
+                hint="create it, or use `vlan:`",
             ) from error
 
     def add_rule(self, rule: FibRule) -> None:

@@ -76,7 +76,10 @@ class Status:
         head = ("NETWORK", "DEVICE", "RETURN PATH", "FWMARK", "TABLE", "GATEWAY", "PACKETS", "BYTES")
         rows = [head, *(_row(network) for network in self.networks)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
         lines += self.notes
         if self.drift:
             lines.append(f"drift: {len(self.drift)} difference(s); `datapath apply` would:")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.nft import NftTable
@@ -65,12 +65,15 @@ class Plan:
     routes: tuple[Route, ...] = ()
     rules: tuple[FibRule, ...] = ()
     table: NftTable | None = None
-    ingress: IngressProgram = IngressProgram(0)
+    ingress: IngressProgram = field(default_factory=lambda: IngressProgram(0))
     notes: tuple[Note, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Nothing is to be done on the node."""
-        return not (
-            self.links or self.sysctls or self.rp_filter_exempt or self.routes or self.rules or self.table
-        ) and not self.ingress.networks
+        return (
+            not (
+                self.links or self.sysctls or self.rp_filter_exempt or self.routes or self.rules or self.table
+            )
+            and not self.ingress.networks
+        )

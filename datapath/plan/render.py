@@ -15,15 +15,18 @@ ELEMENTS_PER_COMMAND = 64
 
 
 def declare_map(table: NftTable, item: NftMap) -> str:
+    """The command that makes a map or set; a no-op where it exists with this type."""
     return f"add {item.noun} {table.spec} {item.name} {{ {item.render_type()} }}"
 
 
 def declare_chain(table: NftTable, chain: NftChain) -> str:
+    """The command that makes a chain; a no-op where it exists with this hook."""
     body = f" {{ {chain.base.render()} }}" if chain.base else ""
     return f"add chain {table.spec} {chain.name}{body}"
 
 
 def add_rules(table: NftTable, chain: NftChain) -> Iterator[str]:
+    """One command a rule, in order."""
     for rule in chain.rules:
         yield f"add rule {table.spec} {chain.name} {rule.render()}"
 
@@ -61,7 +64,10 @@ def render_plan(plan: Plan) -> str:
     sections = [
         ("notes", [note.render() for note in plan.notes]),
         ("ids", [_render_ids(ids) for ids in plan.ids]),
-        ("sysctl", [f"rp_filter off on {name}, elsewhere as effective now" for name in plan.rp_filter_exempt]),
+        (
+            "sysctl",
+            [f"rp_filter off on {name}, elsewhere as effective now" for name in plan.rp_filter_exempt],
+        ),
         ("", [f"sysctl {item.render()}" for item in plan.sysctls]),
         ("links", [f"link {link.render()}" for link in plan.links]),
         ("routes", [f"route {route.render()}" for route in plan.routes]),

@@ -91,7 +91,9 @@ def _link_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
             continue
         same = (present.kind, present.parent, present.vlan_id) == ("vlan", link.parent, link.vlan_id)
         if not same:
-            what = f"VLAN {present.vlan_id} on {present.parent}" if present.kind == "vlan" else "no VLAN device"
+            what = (
+                f"VLAN {present.vlan_id} on {present.parent}" if present.kind == "vlan" else "no VLAN device"
+            )
             yield (
                 f"device {link.name} exists and is {what}, the policy wants VLAN {link.vlan_id} on {link.parent}:"
                 " set vlan.name, or use `interface:`"
@@ -109,4 +111,3 @@ def _devices(desired: Plan) -> list[str]:
     routed = {route.device for route in desired.routes if route.device}
     checked = {network.device for network in desired.ingress.networks}
     return sorted(routed | checked)
-

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from datapath.plan.nft import NftChain, NftMap, NftTable
 from datapath.plan.render import add_rules, declare_chain, declare_map, element_commands, render_table
@@ -26,45 +27,67 @@ def diff_table(actual: ActualTable | None, desired: NftTable | None, *, spec: st
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _changes(actual: ActualTable, desired: NftTable) -> Iterator[str]:
-    """Declare, then empty what changes, then fill, then delete what nothing refers to any more."""
-    chains = {chain.name: chain for chain in desired.chains}
-    maps = {item.name: item for item in desired.maps}
-    stale_chains = sorted(set(actual.chains) - set(chains))
-    changed = [chain for chain in desired.chains if _chain_differs(actual.chains.get(chain.name), chain)]
-    # A base chain cannot change its hook and a map cannot change its type: those are removed first.
-    moved_chains = [c.name for c in changed if _is_moved(actual.chains.get(c.name), c)]
-    moved_maps = [m.name for m in desired.maps if _is_retyped(actual.maps.get(m.name), m)]
-    stale_maps = sorted(set(actual.maps) - set(maps)) + moved_maps
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """Which chains and maps differ, by name, in the order of the desired table.
 
-    for name in [*stale_chains, *moved_chains]:
-        yield f"flush chain {desired.spec} {name}"
-    for name in moved_chains:
-        yield f"delete chain {desired.spec} {name}"
-    for name in moved_maps:
-        yield f"flush {_noun(actual.maps[name])} {desired.spec} {name}"
-    for item in desired.maps:
-        if item.name not in actual.maps and item.name not in moved_maps:
-            yield declare_map(desired, item)
-    for chain in desired.chains:
-        if chain.name not in actual.chains or chain.name in moved_chains:
-            yield declare_chain(desired, chain)
-    for chain in changed:
-        if chain.name in actual.chains and chain.name not in moved_chains:
-            yield f"flush chain {desired.spec} {chain.name}"
-    for name in moved_maps:
-        yield f"delete {_noun(actual.maps[name])} {desired.spec} {name}"
-        yield declare_map(desired, maps[name])
-    for chain in changed:
+    Attributes:
+        changed: chains whose rules are written again; the moved ones are among them.
+        moved: base chains with another hook, which the kernel cannot change: deleted and made again.
+        retyped: maps with another type, likewise.
+    """
+
+    changed: tuple[NftChain, ...]
+    moved: frozenset[str]
+    stale_chains: tuple[str, ...]
+    retyped: frozenset[str]
+    stale_maps: tuple[str, ...]
+
+
+def _compare(actual: ActualTable, desired: NftTable) -> _Difference:
+    changed = tuple(c for c in desired.chains if _chain_differs(actual.chains.get(c.name), c))
+    return _Difference(
+        changed,
+        frozenset(chain.name for chain in changed if _is_moved(actual.chains.get(chain.name), chain)),
+        tuple(sorted(set(actual.chains) - {chain.name for chain in desired.chains})),
+        frozenset(item.name for item in desired.maps if _is_retyped(actual.maps.get(item.name), item)),
+        tuple(sorted(set(actual.maps) - {item.name for item in desired.maps})),
+    )
+
+
+def _changes(actual: ActualTable, desired: NftTable) -> Iterator[str]:
+    """Empty what goes, declare what comes, fill what changes, delete what nothing refers to any more."""
+    difference = _compare(actual, desired)
+    yield from _empty(actual, desired, difference)
+    yield from _declare(actual, desired, difference)
+    for chain in difference.changed:
         yield from add_rules(desired, chain)
     for item in desired.maps:
-        before = None if item.name in moved_maps else actual.maps.get(item.name)
+        before = None if item.name in difference.retyped else actual.maps.get(item.name)
         yield from _element_changes(desired, item, before)
-    for name in stale_maps:
-        if name not in moved_maps:
-            yield f"delete {_noun(actual.maps[name])} {desired.spec} {name}"
-    for name in stale_chains:
+    for name in difference.stale_maps:
+        yield f"delete {_noun(actual.maps[name])} {desired.spec} {name}"
+    for name in difference.stale_chains:
         yield f"delete chain {desired.spec} {name}"
+
+
+def _empty(actual: ActualTable, desired: NftTable, difference: _Difference) -> Iterator[str]:
+    changed = [chain.name for chain in difference.changed if chain.name in actual.chains]
+    for name in [*difference.stale_chains, *changed]:
+        yield f"flush chain {desired.spec} {name}"
+    for name in sorted(difference.moved):
+        yield f"delete chain {desired.spec} {name}"
+    for name in sorted(difference.retyped):
+        yield f"delete {_noun(actual.maps[name])} {desired.spec} {name}"
+
+
+def _declare(actual: ActualTable, desired: NftTable, difference: _Difference) -> Iterator[str]:
+    for item in desired.maps:
+        if item.name not in actual.maps or item.name in difference.retyped:
+            yield declare_map(desired, item)
+    for chain in desired.chains:
+        if chain.name not in actual.chains or chain.name in difference.moved:
+            yield declare_chain(desired, chain)
 
 
 def _chain_differs(actual: ActualChain | None, desired: NftChain) -> bool:

@@ -23,6 +23,7 @@ _DEFAULT = re.compile(r"net/ipv4/conf/default/(?P<name>.+)\Z")
 
 
 def rp_filter_key(device: str) -> str:
+    """Key of a device's own rp_filter; `all` and `default` are devices here."""
     return f"net/ipv4/conf/{device}/rp_filter"
 
 
@@ -83,16 +84,15 @@ def inherited(actual: Mapping[str, str], devices: Iterable[str]) -> dict[str, st
     defaults = {
         match["name"]: value for key, value in actual.items() if (match := _DEFAULT.match(key)) is not None
     }
-    return {
-        f"net/ipv4/conf/{device}/{name}": value for device in devices for name, value in defaults.items()
-    }
+    return {f"net/ipv4/conf/{device}/{name}": value for device in devices for name, value in defaults.items()}
 
 
 def split_by_device(
     steps: Iterable[SetSysctl], devices: frozenset[str]
 ) -> tuple[list[SetSysctl], list[SetSysctl]]:
     """Steps that touch none of the devices, and those that do."""
-    rest, theirs = [], []
+    rest: list[SetSysctl] = []
+    theirs: list[SetSysctl] = []
     for step in steps:
         match = _DEVICE.match(step.key)
         (theirs if match and match["device"] in devices else rest).append(step)
@@ -102,7 +102,9 @@ def split_by_device(
 def _refreshed(saved: Mapping[str, Saved], actual: Mapping[str, str]) -> dict[str, Saved]:
     """Somebody else's later value is the one to put back, not the older one that we found."""
     return {
-        key: entry if actual.get(key, entry.ours) in (entry.ours, entry.original) else Saved(actual[key], entry.ours)
+        key: entry
+        if actual.get(key, entry.ours) in (entry.ours, entry.original)
+        else Saved(actual[key], entry.ours)
         for key, entry in saved.items()
     }
 
