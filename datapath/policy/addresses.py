@@ -34,7 +34,7 @@ class RefusedError(ValueError):
 
 def shown(value: object) -> str:
     """The user's value for a message: escaped, quoted and of bounded length."""
-    return _SHORT.repr(value)
+    return str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
 
 
 @functools.total_ordering
@@ -110,6 +110,15 @@ def collapse(prefixes: Iterable[IpNetwork]) -> tuple[IpNetwork, ...]:
     return (*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6))
 
 
+def outermost(prefixes: Iterable[IpNetwork]) -> tuple[IpNetwork, ...]:
+    """The prefixes that lie in no other one, as they were written: none of them overlap."""
+    found: list[IpNetwork] = []
+    for prefix in sorted(prefixes, key=lambda p: (p.version, int(p.network_address), p.prefixlen)):
+        if not found or found[-1].version != prefix.version or prefix.network_address not in found[-1]:
+            found.append(prefix)
+    return tuple(found)
+
+
 def parse_address(value: object) -> IpAddress:
     """One address, as text. An address object is passed through.
 
@@ -163,7 +172,13 @@ def parse_vip(value: object) -> VipRange:
     if "-" not in text:
         return prefix_range(parse_prefix(text))
     low, _, high = text.partition("-")
-    first, last = parse_address(low.strip()), parse_address(high.strip())
+    try:
+        first, last = parse_address(low.strip()), parse_address(high.strip())
+    except RefusedError as refused:
+        raise RefusedError(
+            f"the range {shown(text)} cannot be read: {refused}",
+            "write two full addresses, like 192.0.2.1-192.0.2.9",
+        ) from None
     if first.version != last.version:
         raise RefusedError(f"the range {shown(text)} mixes IPv4 and IPv6", "write one range per family")
     if int(first) > int(last):

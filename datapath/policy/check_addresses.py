@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from datapath.errors import PolicyPath, Problem
-from datapath.policy.addresses import IpAddress, VipRange, collapse, prefix_range, shown
+from datapath.policy.addresses import IpAddress, VipRange, outermost, prefix_range, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,7 +60,7 @@ _NOT_SERVABLE_NAME = dict(_NOT_SERVABLE)
 def vips_usable(readable: Readable) -> Iterator[Problem]:
     """A VIP is a unicast address that is not of the node's inside."""
     internal = RangeIndex(
-        [prefix_range(p) for p in collapse(readable.node.internal)] if readable.node else []
+        [prefix_range(p) for p in outermost(readable.node.internal)] if readable.node else []
     )
     for index, network in readable.networks:
         for position, vip in enumerate(network.vips):
@@ -138,8 +138,15 @@ class _Reach:
 def vips_apart(readable: Readable) -> Iterator[Problem]:
     """No address twice in a network, nor in two networks unless both isolate their clients.
 
-    A sweep over the sorted ranges: at most two problems for each entry, however many it overlaps.
+    A sweep over the sorted ranges. One problem for each entry, however many others it overlaps.
     """
+    found: dict[PolicyPath, Problem] = {}
+    for problem in _overlaps(readable):
+        found.setdefault(problem.path, problem)
+    yield from found.values()
+
+
+def _overlaps(readable: Readable) -> Iterator[Problem]:
     claims = [
         _Claim(vip, index, position, network)
         for index, network in readable.networks
@@ -206,7 +213,7 @@ def _gateway_problem(path: PolicyPath, network: Network, gateway: IpAddress) -> 
     if gateway.version not in network.vip_families:
         return Problem(
             path,
-            f"an IPv{gateway.version} gateway, but network {shown(network.name)} has no IPv{gateway.version} VIPs",
+            f"an IPv{gateway.version} gateway, but network {shown(network.name)} has no VIPs of that family",
             f"add IPv{gateway.version} VIPs or remove this gateway",
         )
     served = next((v for v in network.vips if gateway in v and (v.is_single or v.prefix is None)), None)

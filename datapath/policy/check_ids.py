@@ -30,7 +30,7 @@ def names(readable: Readable) -> Iterator[Problem]:
 
 def marks(readable: Readable) -> Iterator[Problem]:
     """Pinned marks are inside the mask and differ; the mask has room for all networks."""
-    first: dict[int, str] = {}
+    first: dict[int, tuple[int, str]] = {}
     for index, network in readable.networks:
         if network.mark is None:
             continue
@@ -41,11 +41,11 @@ def marks(readable: Readable) -> Iterator[Problem]:
             if outside:
                 hint = "use bits of the mask only, or leave `mark` out: one is chosen"
                 yield Problem(path, f"mark {network.mark:#x} has bits outside the mask {mask:#010x}", hint)
-        other = first.setdefault(network.mark, network.name)
-        if other != network.name:
+        other = first.setdefault(network.mark, (index, network.name))
+        if other[0] != index:
             yield Problem(
                 path,
-                f"mark {network.mark:#x} is already that of network {shown(other)}",
+                f"mark {network.mark:#x} is already that of network {shown(other[1])}",
                 "leave `mark` out: one is chosen",
             )
     if readable.marks is not None:

@@ -76,14 +76,15 @@ class Track(enum.StrEnum):
 def _check_version(value: object) -> object:
     # Literal[1] alone would take `true` and 1.0 as well.
     if type(value) is not int or value != 1:
-        raise RefusedError(f"version {shown(value)} is not known", "this program reads version: 1")
+        raise RefusedError(f"{shown(value)} is not a version", "write `version: 1`, the number")
     return value
 
 
 def _check_profile(value: object) -> object:
     if isinstance(value, str) and value in REFUSED_PROFILES:
         raise RefusedError(
-            REFUSED_PROFILES[value], "run without marks of ours on such nodes, or with kube-proxy instead"
+            REFUSED_PROFILES[value],
+            "use this program where kube-proxy serves the VIPs, with one of the other profiles",
         )
     return value
 
@@ -150,7 +151,7 @@ def _default_vlan_name(data: object) -> object:
         < len(name.encode("utf-8", "surrogatepass"))
     ):
         raise RefusedError(
-            f"the device name {shown(name)} would be longer than the {IFNAME_BYTES_MAX} bytes that the kernel allows",
+            f"the device name {shown(name)} would exceed the {IFNAME_BYTES_MAX} bytes of the kernel",
             "set `name` to a shorter one",
         )
     return {**data, "name": name}

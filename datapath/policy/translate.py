@@ -24,8 +24,14 @@ def problems_of(error: ValidationError) -> Iterator[Problem]:
     """One problem per error; an error that only follows from another one is left out."""
     details: list[ErrorDetails] = [dict(e) for e in error.errors(include_url=False)]
     broken = {_path(d)[:depth] for d in details for depth in range(len(_path(d)))}
+    meant = {
+        (*path[:-1], nearest_key(str(path[-1]), path[:-1]))
+        for path in (_path(d) for d in details if d["type"] == "extra_forbidden")
+    }
     for detail in details:
         if detail["type"] == "too_short" and _path(detail) in broken:
+            continue
+        if detail["type"] == "missing" and _path(detail) in meant:
             continue
         yield _problem(detail)
 
@@ -139,7 +145,7 @@ _TRANSLATIONS: dict[str, Callable[[PolicyPath, ErrorDetails], Problem]] = {
     "extra_forbidden": _unknown,
     "enum": _choice,
     "literal_error": _choice,
-    "int_type": _expected("a whole number"),
+    "int_type": _expected("a whole number", "write it like 100 or 0x64"),
     "bool_type": _expected("true or false", "write true or false, without quotes"),
     "string_type": _expected("text", "put it in quotes"),
     "tuple_type": _expected("a list", "write [a, b], or one `- a` per line"),

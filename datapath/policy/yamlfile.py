@@ -117,8 +117,10 @@ def _syntax_problem(error: yaml.MarkedYAMLError) -> PlacedProblem:
     position = Position(mark.line + 1, mark.column + 1) if mark else Position()
     message = f"not YAML: {error.problem or error.context}"
     if error.context and error.problem:
-        message += f" ({error.context})"
-    hint = ""
+        begin = error.context_mark
+        where = f" that begins in line {begin.line + 1}" if begin and mark and begin.line != mark.line else ""
+        message += f" ({error.context}{where})"
+    hint = "check the brackets, the quotes and the indentation here and above"
     if "character that cannot start any token" in message:
         hint = "YAML is indented with spaces, and text with special characters is quoted"
     return PlacedProblem((), message, hint, position=position)
