@@ -64,7 +64,7 @@ def test_smallest_policy_and_its_defaults() -> None:
 def test_policy_is_frozen() -> None:
     policy = parse_policy(SMALLEST, "p").policy
     with pytest.raises(pydantic.ValidationError, match="frozen"):
-        policy.networks[0].name = "other"  # type: ignore[misc]
+        policy.networks[0].name = "other"
 
 
 def test_json_form_reads_back_as_the_same_policy() -> None:
@@ -94,7 +94,9 @@ def test_without_gateway_no_mark_is_needed() -> None:
     a = network("interface: eth1\nvips: [192.0.2.7]")
     assert not a.needs_mark
     assert a.effective_on_link == ()
-    assert not network("interface: e\nvips: [192.0.2.0/24]\ngateway: 192.0.2.1\nreturn_path: source").needs_mark
+    assert not network(
+        "interface: e\nvips: [192.0.2.0/24]\ngateway: 192.0.2.1\nreturn_path: source"
+    ).needs_mark
 
 
 def test_everything_that_can_be_set() -> None:
@@ -150,7 +152,9 @@ def test_load_policy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.yaml", ".", "nul\0byte"])
 def test_unreadable_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=re.escape(repr(name)[1:-1] if name != "." else tmp_path.name)) as caught:
+    with pytest.raises(
+        InputError, match=re.escape(repr(name)[1:-1] if name != "." else tmp_path.name)
+    ) as caught:
         load_policy(tmp_path / name)
     assert caught.value.exit_status == 2
     assert caught.value.hint
