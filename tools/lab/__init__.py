@@ -6,9 +6,10 @@ from tools.lab.dnat import Dnat
 from tools.lab.lab import Lab, RpFilter
 from tools.lab.netns import LabError, Namespace
 from tools.lab.probe import ProbeResult, probe_all
-from tools.lab.topology import Backend, Network, network
+from tools.lab.topology import VIP_BACKENDS, Backend, Network, network
 
 __all__ = [
+    "VIP_BACKENDS",
     "Backend",
     "Cell",
     "Dnat",

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows that are older than the policy, and flows that live while it changes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tools.lab import VIP_BACKENDS, Backend, Lab, command, network
+from tools.lab.traffic import PingFlood, Transfer, ask_line, connect, datagrams, family
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+CLIENTS = ("client", "client_vlan", "client_overlap")
+
+
+@pytest.fixture
+def plain() -> Iterator[Lab]:
+    """A lab without a policy."""
+    with Lab() as built:
+        yield built
+
+
+@pytest.fixture
+def two() -> Iterator[Lab]:
+    """A lab with two networks, without a policy."""
+    with Lab(networks=[network(0), network(1)]) as built:
+        yield built
+
+
+def old_flows(lab: Lab) -> dict[str, socket.socket]:
+    """Open a UDP flow of every client, backend kind and family, and send one datagram on each; return them by name."""
+    return {
+        f"{client} {backend} {version}": datagrams(lab, client, lab.networks[0].vips[backend].get(version), seconds=0.3)
+        for client in CLIENTS for backend in VIP_BACKENDS for version in (4, 6)
+    }
+
+
+def unanswered(flows: dict[str, socket.socket], text: bytes) -> list[str]:
+    """Send a datagram on every flow and return the names of those that get no answer."""
+    for sock in flows.values():
+        sock.send(text)
+    missing = []
+    for name, sock in flows.items():
+        try:
+            while sock.recv(100) != text:  # an answer to an earlier one
+                continue
+        except TimeoutError:
+            missing.append(name)
+    return missing
+
+
+def test_datagram_flows_older_than_the_policy_are_right_with_their_next_packet(plain: Lab, tmp_path: Path) -> None:
+    flows = old_flows(plain)
+    for sock in flows.values():
+        sock.setblocking(False)
+        sock.send(b"before")
+        sock.settimeout(0.05)
+    assert unanswered(flows, b"still before") == list(flows)
+
+    command.apply(plain, tmp_path, plain.policy())
+    plain.by_gateway.reset()
+    for sock in flows.values():
+        sock.settimeout(1)
+    assert unanswered(flows, b"after") == []
+    assert plain.by_gateway.wrong_way() == 0
+    for sock in flows.values():
+        sock.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_pings_older_than_the_policy_are_right_with_their_next_packet(plain: Lab, tmp_path: Path, version: int) -> None:
+    vip = plain.networks[0].vips[Backend.LOCAL_POD].get(version)
+    with PingFlood(plain, "client", vip) as before:
+        while before.turns < 10 and before.error is None:
+            threading.Event().wait(0.01)
+    assert len(before.lost) == before.sent
+
+    command.apply(plain, tmp_path, plain.policy())
+    # The same identifier: the same connection-tracking entry.
+    with PingFlood(plain, "client", vip) as after:
+        while after.turns < 10 and after.error is None:
+            threading.Event().wait(0.01)
+    assert after.lost == set()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("backend", VIP_BACKENDS, ids=str)
+def test_handshake_begun_before_the_policy_completes_after_it(
+    plain: Lab, tmp_path: Path, backend: Backend, version: int
+) -> None:
+    vip = plain.networks[0].vips[backend].get(version)
+    sock = plain["client"].socket(family(vip), socket.SOCK_STREAM)
+    sock.settimeout(0.2)
+    with sock:
+        with pytest.raises(TimeoutError):
+            sock.connect((str(vip), 80))
+        command.apply(plain, tmp_path, plain.policy())
+        # The kernel goes on with the handshake by itself; what is written waits for it.
+        sock.settimeout(10)
+        while True:
+            try:
+                assert '"source"' in ask_line(sock, "who")
+                break
+            except BrokenPipeError:
+                threading.Event().wait(0.1)
+
+
+def test_connection_survives_teardown_and_a_new_apply(plain: Lab, tmp_path: Path) -> None:
+    vips = plain.networks[0].vips
+    command.apply(plain, tmp_path, plain.policy())
+    socks = [
+        connect(plain, client, vips[backend].get(version))
+        for client in CLIENTS for backend in (Backend.LOCAL_POD, Backend.HOST_VIP) for version in (4, 6)
+    ]
+    for sock in socks:
+        assert '"source"' in ask_line(sock, "who")
+
+    command.teardown(plain, tmp_path)
+    command.apply(plain, tmp_path, plain.policy())
+    for sock in socks:
+        with sock:
+            assert '"source"' in ask_line(sock, "who")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("backend", [Backend.LOCAL_POD, Backend.REMOTE_POD, Backend.HOST_VIP], ids=str)
+def test_reload_loses_nothing(two: Lab, tmp_path: Path, backend: Backend, version: int) -> None:
+    one = Lab(networks=two.networks[:1])
+    small, large = one.policy(), two.policy()
+    changed = small.replace("version: 1", "version: 1\nrules:\n  priority: 20000")
+    vip = two.networks[0].vips[backend].get(version)
+    command.apply(two, tmp_path, small)
+    two.by_gateway.reset()
+
+    with Transfer(two, "client", vip) as transfer, PingFlood(two, "client_vlan", vip) as near, \
+            PingFlood(two, "client_overlap", vip) as far:
+        for policy in (large, small, small, changed, large, large, small):
+            turns = transfer.turns
+            command.apply(two, tmp_path, policy)
+            while transfer.turns == turns and transfer.error is None:
+                threading.Event().wait(0.02)
+
+    assert transfer.error is None
+    assert transfer.turns >= 7
+    assert (near.error, near.lost, far.error, far.lost) == (None, set(), None, set())
+    assert min(near.sent, far.sent) > transfer.turns
+    assert two.by_gateway.wrong_way() == 0
