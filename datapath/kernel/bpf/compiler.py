@@ -74,8 +74,13 @@ def _verifier_refusal(messages: str) -> str:
 
 def _failure(status: int, messages: str) -> KernelError:
     if status == STATUS_NO_BCC:
+        return KernelError(_OPERATION, messages.strip(), hint="install python3-bpfcc, or choose backend: nft")
+    if "Operation not permitted" in messages:
         return KernelError(
-            _OPERATION, messages.strip(), hint="install python3-bpfcc, or choose backend: nft"
+            _OPERATION,
+            "the kernel does not permit it",
+            errno=errno.EPERM,
+            hint="bpf(2) needs root, and a kernel that is not locked down",
         )
     if status == STATUS_COMPILE:
         return KernelError(
@@ -84,13 +89,6 @@ def _failure(status: int, messages: str) -> KernelError:
             hint="the sources need the UAPI headers of linux-libc-dev",
         )
     if status == STATUS_LOAD:
-        if "Operation not permitted" in messages:
-            return KernelError(
-                _OPERATION,
-                "the kernel does not permit it",
-                errno=errno.EPERM,
-                hint="bpf(2) needs root, and a kernel that is not locked down",
-            )
         return KernelError(_OPERATION, f"the kernel refuses it\n{_verifier_refusal(messages)}")
     return KernelError(_OPERATION, f"the compiler process ended with status {status}\n{messages[-2000:]}")
 
