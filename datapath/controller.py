@@ -73,22 +73,18 @@ class Controller:
         return compile_located(loaded, self.facts())
 
     def preview(self, loaded: LoadedPolicy) -> Drift:
-        """What an apply would do here; changes nothing."""
+        """What an apply would do here; changes nothing.
+
+        Raises:
+            PolicyError: the policy cannot hold on this host.
+            ConflictError: something of others is in the way.
+        """
         state = self._directory.load()
         plan = compile_located(loaded, observe_facts(state))
         actual = observe(plan, state)
-        return Drift(
-            plan, reconcile(actual, plan, state.record, forget=_forget(plan, state)).steps, actual, state
-        )
-
-    def check(self, loaded: LoadedPolicy) -> Drift:
-        """Preview, refuse conflicts, and let nft and the eBPF verifier look at it; changes nothing."""
-        drift = self.preview(loaded)
-        _refuse_conflicts(drift.actual, drift.plan)
-        with Executor(self._directory) as executor:
-            for step in drift.steps:
-                executor.check(step)
-        return drift
+        _refuse_conflicts(actual, plan)
+        steps = reconcile(actual, plan, state.record, forget=_forget(plan, state)).steps
+        return Drift(plan, steps, actual, state)
 
     def apply(self, loaded: LoadedPolicy) -> Applied:
         """Make the namespace as the policy says.

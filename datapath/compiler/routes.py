@@ -18,6 +18,8 @@ DEFAULT: dict[Family, IpNetwork] = {
 METRIC: dict[Family, int] = {Family.IPV4: 0, Family.IPV6: 1024}
 #: Behind every other route: a reply whose network is down is refused, it never leaves by another gateway.
 LAST_METRIC = 0xFFFFFFFF
+#: Link-local clients are on the link itself; the main table has this route for every device, ours must, too.
+LINK_LOCAL = IPv6Network("fe80::/64")
 
 
 def emit_routes(context: Context) -> tuple[Route, ...]:
@@ -33,7 +35,8 @@ def _network_routes(network: NetworkContext) -> Iterator[Route]:
                 yield Route(TABLE_MAIN, prefix, network.device, metric=METRIC[family])
     for family in network.families(*STEERED):
         table = network.ids.table
-        for prefix in network.network.effective_on_link:
+        on_link = {*network.network.effective_on_link, LINK_LOCAL}
+        for prefix in on_link:
             if prefix.version == family:
                 yield Route(table, prefix, network.device, metric=METRIC[family])
         for gateway in network.network.gateway:

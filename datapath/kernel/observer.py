@@ -7,9 +7,10 @@ from datapath.compiler.marks import TABLE_FAMILY, TABLE_NAME
 from datapath.facts import Facts
 from datapath.kernel import ingress, nft, sysctl
 from datapath.kernel.ids import LiveIds, parse_ids
+from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Rtnl
 from datapath.plan.model import Plan
-from datapath.reconcile.actual import Actual
+from datapath.reconcile.actual import Actual, ForeignMark
 from datapath.reconcile.conflicts import new_tables
 from datapath.state import State
 
@@ -28,6 +29,14 @@ def observe_facts(state: State) -> Facts:
         rule_bank=live.rule_bank,
         forwarding=sysctl.forwarding(),
     )
+
+
+def _foreign_marks(desired: Plan, comments: list[str]) -> tuple[ForeignMark, ...]:
+    """Listing everybody's rules is dear on a large node: only before a mask is claimed, not in every round."""
+    claims = any(ids.fwmark for ids in desired.ids)
+    if not claims or parse_ids(comments).fwmark_mask == desired.fwmark_mask:
+        return ()
+    return observe_marks()
 
 
 def observe_links() -> Facts:
@@ -50,6 +59,7 @@ def observe(desired: Plan, state: State) -> Actual:
             routes=rtnl.routes(),
             foreign_rules=foreign_rules,
             foreign_tables=rtnl.foreign_routes(sorted(new_tables(partial, desired))),
+            foreign_marks=_foreign_marks(desired, found[1] if found else []),
             links=links,
             sysctls=sysctl.observe(keys),
             ingress=ingress.observe(desired.ingress),

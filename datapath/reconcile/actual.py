@@ -72,6 +72,21 @@ class ForeignRule:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignMark:
+    """A rule of somebody else that writes the packet or connection mark.
+
+    Attributes:
+        where: table and chain, for messages.
+        chosen: bits that the rule sets to one.
+        written: bits that it overwrites at all.
+    """
+
+    where: str
+    chosen: int
+    written: int
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     """A sysctl that we changed: what it was, and what we made of it."""
 
@@ -119,6 +134,7 @@ class Actual:
         rules: ours, by protocol id.
         routes: ours, by protocol id.
         foreign_tables: routing tables with routes of others, with one example each.
+        foreign_marks: who writes which mark bits; only looked at when a mask is about to be claimed.
         sysctls: current values of the keys that we may have to touch.
     """
 
@@ -127,6 +143,7 @@ class Actual:
     routes: frozenset[Route] = frozenset()
     foreign_rules: tuple[ForeignRule, ...] = ()
     foreign_tables: Mapping[int, str] = field(default_factory=dict)
+    foreign_marks: tuple[ForeignMark, ...] = ()
     links: Mapping[str, ActualLink] = field(default_factory=dict)
     sysctls: Mapping[str, str] = field(default_factory=dict)
     ingress: ActualIngress = ActualIngress()

@@ -54,6 +54,16 @@ def _mark_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
         )
 
 
+    seen: set[str] = set()
+    for mark in actual.foreign_marks:
+        if mark.chosen & mask and mark.where not in seen:
+            seen.add(mark.where)
+            yield (
+                f"{mark.where} sets mark bits {mark.chosen & mask:#010x} of our mask {mask:#010x}:"
+                " set marks.mask (or marks.profile) to bits that nobody uses"
+            )
+
+
 def _uses_bits(rule: ForeignRule, mask: int) -> bool:
     """Whole-mark rules (wg-quick, Istio) compare bits of everybody; they collide where their value has ours."""
     if rule.fwmask == FULL_MASK:
