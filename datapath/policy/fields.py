@@ -101,6 +101,13 @@ def check_table(table: int) -> int:
     return table
 
 
+def check_port(port: int) -> int:
+    """A TCP or UDP port."""
+    if 1 <= port <= 65535:
+        return port
+    raise RefusedError(f"port {port} is out of range", "use 1 to 65535")
+
+
 _PROTOCOLS = {"802.1Q": VlanProtocol.DOT1Q, "802.1ad": VlanProtocol.DOT1AD}
 
 
@@ -166,6 +173,9 @@ Table = Annotated[
         {"type": "integer", "minimum": 1, "maximum": TABLE_MAX, "not": {"enum": sorted(RESERVED_TABLES)[1:]}}
     ),
 ]
+Port = Annotated[
+    Integer, AfterValidator(check_port), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535})
+]
 Address = Annotated[
     IpAddress, PlainValidator(parse_address), PlainSerializer(str), _schema("IPv4 or IPv6 address")
 ]
@@ -185,7 +195,7 @@ Addresses = Annotated[
         {
             "anyOf": [
                 {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2},
+                {"type": "array", "items": {"type": "string"}, "maxItems": 2},
             ]
         }
     ),

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 from datapath.plan.ingress import IpNetwork, OtherCheck, VipCheck, VlanProtocol
-from datapath.policy.addresses import IpAddress, RefusedError, collapse, kind, shown
+from datapath.policy.addresses import IpAddress, RefusedError, collapse, shown
 from datapath.policy.fields import (
     IFNAME_BYTES_MAX,
     Address,
@@ -24,6 +24,7 @@ from datapath.policy.fields import (
     Mark,
     Mask,
     Name,
+    Port,
     Prefix,
     Table,
     Tpid,
@@ -106,6 +107,8 @@ class Node(PolicyModel):
 
 class Marks(PolicyModel):
     """Which bits of the packet mark and the connection mark are ours. `profile` or `mask`, not both."""
+
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["profile", "mask"]}})
 
     profile: Annotated[MarkProfile, BeforeValidator(_check_profile)] | None = Field(
         default=None, description="A mask by the name of the agent to live beside; see the table of profiles."
@@ -333,21 +336,13 @@ class ProbeProtocol(enum.StrEnum):
     ICMP = "icmp"
 
 
-def _check_port(value: object) -> object:
-    if isinstance(value, float | bool):
-        raise RefusedError(f"must be a port number, not {kind(value)}", "use 1 to 65535")
-    return value
-
-
 class Probe(PolicyModel):
     """A flow that is tried after every change; the change is undone when it fails."""
 
     network: Name = Field(description="Name of the network to try.")
     address: Address = Field(description="The VIP to try.")
     protocol: ProbeProtocol = Field(default=ProbeProtocol.TCP, description="`tcp`, `udp` or `icmp`.")
-    port: Annotated[Integer, BeforeValidator(_check_port)] | None = Field(
-        default=None, ge=1, le=65535, description="Destination port, for TCP and UDP."
-    )
+    port: Port | None = Field(default=None, description="Destination port, for TCP and UDP.")
 
 
 class Policy(PolicyModel):
