@@ -1,19 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tc eBPF program must know of each network."""
+"""What is looked at as packets enter: the mark of each network, and which sources it may carry."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
+
 from datapath.compiler.context import Context, NetworkContext
-from datapath.plan.ingress import IngressNetwork, IngressProgram
+from datapath.compiler.routes import DEFAULT
+from datapath.plan.ingress import (
+    IngressNetwork,
+    IngressProgram,
+    IpNetwork,
+    OtherCheck,
+    SourceAction,
+    SourceRule,
+    VipCheck,
+)
+from datapath.plan.rtnl import Family
 
 
 def emit_ingress(context: Context) -> IngressProgram:
     """The program's input, sorted by slot; networks without a slot are not looked at."""
-    networks = [_network(network) for network in context.networks if network.ids.slot]
-    return IngressProgram(context.mask, tuple(sorted(networks, key=lambda network: network.slot)))
+    seen = [network for network in context.networks if network.ids.slot]
+    networks = tuple(sorted(map(_network, seen), key=lambda network: network.slot))
+    checked = any(network.is_checked for network in networks)
+    return IngressProgram(context.mask, networks, tuple(_common_sources(context)) if checked else ())
 
 
 def _network(network: NetworkContext) -> IngressNetwork:
+    checked = network.is_checked
+    reverse_path = network.network.reverse_path
     return IngressNetwork(
         name=network.name,
         slot=network.ids.slot,
@@ -21,4 +38,59 @@ def _network(network: NetworkContext) -> IngressNetwork:
         point=network.point,
         device=network.device,
         vips=tuple(network.network.vip_prefixes),
+        vip_check=reverse_path.vips if checked else VipCheck.OFF,
+        other_check=reverse_path.other if checked else OtherCheck.OFF,
+        sources=tuple(_own_sources(network)) if checked else (),
+        feasible=tuple(_feasible(network)) if checked else (),
+        check_martians=checked,
+        check_sources=checked,
     )
+
+
+def _common_sources(context: Context) -> Iterator[SourceRule]:
+    """Never a valid source on any network, unless the network itself says otherwise."""
+    own = {
+        ip_network(address.ip)
+        for link in context.facts.links
+        for address in link.addresses
+        # Every host has these two; no packet may carry them, and every network's own list would repeat them.
+        if not address.ip.is_loopback and not address.ip.is_link_local
+    }
+    vips = {prefix for network in context.networks for prefix in network.network.vip_prefixes}
+    named: dict[IpNetwork, str] = {}
+    for origin, prefixes in (
+        ("node.internal", context.policy.node.internal),
+        ("the node's own addresses", own),
+        ("networks[*].vips", vips),
+    ):
+        for prefix in prefixes:
+            named.setdefault(prefix, origin)
+    for prefix in sorted(named, key=_prefix_key):
+        yield SourceRule(prefix, SourceAction.DENY, named[prefix])
+
+
+def _own_sources(network: NetworkContext) -> Iterator[SourceRule]:
+    """The network's own list; it wins against the common one where both name the same prefix."""
+    reverse_path = network.network.reverse_path
+    named: dict[IpNetwork, SourceRule] = {}
+    element: tuple[tuple[str, SourceAction, Iterable[IpNetwork]], ...] = (
+        ("reverse_path.deny", SourceAction.DENY, reverse_path.deny),
+        ("reverse_path.allow", SourceAction.ALLOW, reverse_path.allow),
+        ("on_link", SourceAction.ALLOW, network.network.effective_on_link),
+    )
+    for name, action, prefixes in element:
+        for prefix in prefixes:
+            named.setdefault(prefix, SourceRule(prefix, action, f"{network.origin}.{name}"))
+    for prefix in sorted(named, key=_prefix_key):
+        yield named[prefix]
+
+
+def _feasible(network: NetworkContext) -> Iterator[IpNetwork]:
+    """What the network's own table can reach: its on-link prefixes, and everything where it has a gateway."""
+    reachable = set(network.network.effective_on_link)
+    reachable |= {DEFAULT[Family(gateway.version)] for gateway in network.network.gateway}
+    yield from sorted(reachable, key=_prefix_key)
+
+
+def _prefix_key(prefix: IpNetwork) -> tuple[int, int, int]:
+    return prefix.version, int(prefix.network_address), prefix.prefixlen

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from datapath.plan.ingress import IngressNetwork, VlanProtocol
+from datapath.plan.ingress import IngressNetwork, SourceRule, VlanProtocol
 from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.nft import NftChain, NftMap, NftTable, render_element
 
@@ -74,6 +74,7 @@ def render_plan(plan: Plan) -> str:
         ("rules", [f"rule {rule.render()}" for rule in plan.rules]),
         ("nft", render_table(plan.table).splitlines() if plan.table else []),
         ("ingress", [line for network in plan.ingress.networks for line in _render_ingress(network)]),
+        ("", [f"ingress * {_render_source(source)}" for source in plan.ingress.common_sources]),
     ]
     lines: list[str] = []
     for title, body in sections:
@@ -101,11 +102,15 @@ def _render_ingress(network: IngressNetwork) -> Iterator[str]:
     mark = f"{network.fwmark:#010x}" if network.fwmark else "none"
     yield f"ingress {network.name} slot {network.slot} on {point.ifname} {tag} device {network.device} mark {mark}"
     checks = f"vips {network.vip_check} other {network.other_check}"
-    martians = "on" if network.check_martians else "off"
-    yield f"ingress {network.name} check martians {martians} {checks}"
+    martians, sources = ("on" if on else "off" for on in (network.check_martians, network.check_sources))
+    yield f"ingress {network.name} check martians {martians} sources {sources} {checks}"
     for prefix in network.vips:
         yield f"ingress {network.name} vip {prefix}"
     for source in network.sources:
-        yield f"ingress {network.name} source {source.action} {source.prefix} ({source.origin})"
+        yield f"ingress {network.name} {_render_source(source)}"
     for prefix in network.feasible:
         yield f"ingress {network.name} feasible {prefix}"
+
+
+def _render_source(source: SourceRule) -> str:
+    return f"source {source.action} {source.prefix} ({source.origin})"
