@@ -10,8 +10,10 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON := .venv/bin/python
 # Further options for pytest: make test PYTEST_ARGS='-k policy -x'
 PYTEST_ARGS ?=
+# Further options for the VM lane: make test-vm VM_ARGS='--kernel 6.1'
+VM_ARGS ?=
 
-.PHONY: help setup test lint demo docs clean FORCE
+.PHONY: help setup test test-vm lint demo docs clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,11 +22,19 @@ setup: .stamps/setup ## install what the project needs: Debian packages by name,
 
 # The stamp alone would lie after someone removed .venv.
 .stamps/setup: tools/setup/install.sh tools/setup/packages.txt pyproject.toml $(if $(wildcard $(PYTHON)),,FORCE)
-	tools/setup/install.sh --venv run test
+	tools/setup/install.sh --venv dev run test
+	@mkdir -p $(@D) && touch $@
+
+# Emulation and kernel images are 300 MB that nothing else needs.
+.stamps/setup-vm: .stamps/setup
+	tools/setup/install.sh --venv vm vm
 	@mkdir -p $(@D) && touch $@
 
 test: setup ## run the whole test suite, linters included (root: most tests use network namespaces)
 	$(PYTHON) -m pytest -q $(PYTEST_ARGS)
+
+test-vm: .stamps/setup-vm ## run the tests marked `vm` on Debian's 6.1 and 6.12 kernels, emulated
+	$(PYTHON) -m tools.vm $(VM_ARGS)
 
 lint: setup ## run the linters and layout checks only
 	$(PYTHON) -m pytest -q tests/test_linters.py tests/test_layout.py $(PYTEST_ARGS)

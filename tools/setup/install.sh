@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Installs the Debian packages of one or more lanes of packages.txt, by name, and with --venv the virtual
-# environment. Needs root only if a package is missing. Starts no service and touches no network setting:
+# environment with those extras of pyproject.toml. Needs root only if a package is missing. Starts no service and touches no network setting:
 # of these packages only nftables has a unit, and Debian installs that one disabled.
 #
-#   tools/setup/install.sh [--venv] LANE...
+#   tools/setup/install.sh [--venv EXTRA,EXTRA] LANE...
 
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -40,23 +40,23 @@ install_packages() { # LANE...
     apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null
 }
 
-make_venv() {
+make_venv() { # EXTRA,EXTRA
     # Debian's interpreter by its full path: bcc and nftables exist only for that one.
     local python=/usr/bin/python3
     if ! [ -x .venv/bin/python ]; then
         say "making .venv"
         "$python" -m venv --system-site-packages .venv
     fi
-    say "installing datapath and its development tools into .venv"
-    .venv/bin/python -m pip install --quiet --editable '.[dev]' </dev/null
+    say "installing datapath[$1] into .venv"
+    .venv/bin/python -m pip install --quiet --editable ".[$1]" </dev/null
 }
 
-with_venv=no
+extras=
 if [ "${1:-}" = --venv ]; then
-    with_venv=yes
-    shift
+    extras=${2:-}
+    shift 2
 fi
-[ "$#" -gt 0 ] || fail "usage: tools/setup/install.sh [--venv] LANE..."
+[ "$#" -gt 0 ] || fail "usage: tools/setup/install.sh [--venv EXTRA,EXTRA] LANE..."
 install_packages "$@"
-[ "$with_venv" = no ] || make_venv
+[ -z "$extras" ] || make_venv "$extras"
 say "done"

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m tools.vm [--kernel SERIES]... [-- PYTEST-OPTION...]: the tests marked `vm` on Debian's kernels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Final
+
+from tools.vm.boot import REPOSITORY, Outcome, run_tests
+from tools.vm.kernels import SERIES, KernelError, fetch
+
+_CACHE: Final = REPOSITORY / ".cache" / "vm"
+_TIMEOUT_S: Final = 280.0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.vm", description=__doc__)
+    parser.add_argument(
+        "--kernel", action="append", choices=list(SERIES), help="only this series (default: all)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=_TIMEOUT_S, help="seconds for each boot (default: %(default)s)"
+    )
+    parser.add_argument("pytest_options", nargs="*", help="instead of '-q -m vm'")
+    return parser.parse_args()
+
+
+def _line(outcome: Outcome) -> str:
+    passed = outcome.tests - outcome.bad - outcome.skipped
+    text = (
+        f"Linux {outcome.series:5} {passed} passed, {outcome.bad} failed, {outcome.skipped} skipped "
+        f"in {outcome.seconds:.0f} s"
+    )
+    return f"{text}: {outcome.problem}" if outcome.problem else text
+
+
+def main() -> int:
+    """Boot each kernel once; 0 if every test passed on every kernel."""
+    arguments = _arguments()
+    options = arguments.pytest_options or ["-q", "-m", "vm"]
+    outcomes = []
+    for series in arguments.kernel or SERIES:
+        try:
+            image = fetch(series, _CACHE / "kernels")
+        except KernelError as error:
+            print(f"vm: {error}", file=sys.stderr)
+            return 1
+        print(f"vm: booting Linux {image.release} without KVM", flush=True)
+        results = _CACHE / "results" / series
+        outcomes.append(run_tests(image, options, results=results, timeout_s=arguments.timeout))
+        if not outcomes[-1].passed:
+            print(f"vm: console and report are in {results.relative_to(REPOSITORY)}")
+    print("\n".join(_line(outcome) for outcome in outcomes))
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
