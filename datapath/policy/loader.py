@@ -78,7 +78,7 @@ def parse_policy(text: bytes, filename: str) -> LoadedPolicy:
     try:
         document = read_yaml(decoded)
     except BrokenYamlError as broken:
-        raise PolicySource(filename, decoded).error([broken.problem]) from None
+        raise PolicySource(filename, decoded).error(broken.problems) from None
     source = PolicySource(filename, decoded, document.place)
     version = document.data.get("version") if isinstance(document.data, dict) else None
     if type(version) is int and version != 1:
@@ -151,12 +151,20 @@ def _readable_part(data: dict[str, Any], problems: list[Problem]) -> Readable:
     "there is no gateway".
     """
     wrong: dict[int, list[PolicyPath]] = {}
+    beyond_repair = set()
     for problem in problems:
-        if problem.on_key and len(problem.path) > 2 and isinstance(problem.path[1], int):
-            wrong.setdefault(problem.path[1], []).append(problem.path)
+        path = problem.path
+        if path[:1] != ("networks",) or len(path) < 2 or not isinstance(path[1], int):
+            continue
+        if problem.on_key and len(path) > 2:
+            wrong.setdefault(path[1], []).append(path)
+        else:
+            beyond_repair.add(path[1])
     networks = []
     items = data.get("networks")
     for index, item in enumerate(items[:NETWORKS_MAX] if isinstance(items, list) else ()):
+        if index in beyond_repair:
+            continue
         network = _try(Network, _repaired(item, wrong[index]) if index in wrong else item)
         if network is not None:
             networks.append((index, network))

@@ -17,12 +17,15 @@ from datapath.policy.addresses import RefusedError, shown
 from datapath.policy.source import START, Place, PlacedProblem, Position
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datapath.errors import PolicyPath
 
 DEPTH_MAX = 32
 
-#: Values that aliases may add: no "billion laughs". A file's own values are bounded by its size.
-ALIASED_VALUES_MAX = 250_000
+#: Values in the data, those of an alias counted each time: no "billion laughs", and an answer within
+#: seconds when every one of them is wrong. 4,095 networks of two families have about 60,000.
+VALUES_MAX = 250_000
 
 #: Nobody reads more, and a file of four million commas has as many.
 PROBLEMS_MAX = 1_000
@@ -53,11 +56,15 @@ UNUSABLE = Unusable()
 
 
 class BrokenYamlError(Exception):
-    """Nothing can be read from the file."""
+    """The file cannot be read to its end.
 
-    def __init__(self, problem: PlacedProblem) -> None:
+    Attributes:
+        problems: why not, and what was found before.
+    """
+
+    def __init__(self, problem: PlacedProblem, earlier: Sequence[PlacedProblem] = ()) -> None:
         super().__init__(problem.message)
-        self.problem = problem
+        self.problems = (*earlier, problem)
 
 
 @dataclass(slots=True)
@@ -85,6 +92,7 @@ class _Frame:
     keys: dict[str | int, Position]
     children: dict[str | int, Place]
     size: int = 1
+    depth: int = 1
     key: str | None = None
     key_position: Position = START
     expects_key: bool = False
@@ -101,14 +109,16 @@ def read_yaml(text: str) -> Document:
         for event in yaml.parse(text, Loader=_PARSER):
             reader.take(event)
     except yaml.MarkedYAMLError as error:
-        raise BrokenYamlError(_syntax_problem(error)) from None
+        raise BrokenYamlError(_syntax_problem(error), reader.problems) from None
+    except BrokenYamlError as error:
+        raise BrokenYamlError(error.problems[-1], reader.problems) from None
     except yaml.YAMLError as error:
         raise BrokenYamlError(PlacedProblem((), f"not YAML: {error}")) from None
     if reader.result is None:
         raise BrokenYamlError(
             PlacedProblem((), "the file is empty", "begin with `version: 1` and add `networks:`")
         )
-    data, place, _ = reader.result
+    data, place = reader.result
     return Document(data, place, reader.problems)
 
 
@@ -130,11 +140,11 @@ class _Reader:
     """Builds data and places from events."""
 
     def __init__(self) -> None:
-        self.result: tuple[Any, Place, int] | None = None
+        self.result: tuple[Any, Place] | None = None
         self.problems: list[PlacedProblem] = []
         self._frames: list[_Frame] = []
-        self._anchors: dict[str, tuple[Any, Place, int]] = {}
-        self._aliased = 0
+        self._anchors: dict[str, tuple[Any, Place, int, int]] = {}
+        self._values = 0
         self._documents = 0
 
     def take(self, event: Any) -> None:
@@ -172,12 +182,18 @@ class _Reader:
         if frame is not None and frame.expects_key:
             self._key(frame, event)
             return
+        self._count(event, 1)
         try:
             value = _scalar_value(event)
         except RefusedError as refused:
             self._problem(event, str(refused), refused.hint)
             value = UNUSABLE
-        self._add(value, Place(_at(event)), 1, event.anchor)
+        self._add(value, Place(_at(event)), 1, 0, event.anchor)
+
+    def _count(self, event: Any, values: int) -> None:
+        self._values += values
+        if self._values > VALUES_MAX:
+            raise _broken(event, f"more than {VALUES_MAX} values, aliases included", "is this a policy?")
 
     def _key(self, frame: _Frame, event: Any) -> None:
         key = event.value
@@ -204,14 +220,21 @@ class _Reader:
         if self._frames and self._frames[-1].expects_key:
             raise _broken(event, "a mapping or a list cannot be a key", "keys are words, such as `vips`")
         if len(self._frames) >= DEPTH_MAX:
-            raise _broken(event, f"nested deeper than {DEPTH_MAX} levels", "a policy needs about six")
+            raise _too_deep(event)
+        self._count(event, 1)
         self._frames.append(
             _Frame({} if mapping else [], _at(event), event.anchor, {}, {}, expects_key=mapping)
         )
 
     def _close(self) -> None:
         frame = self._frames.pop()
-        self._add(frame.data, Place(frame.position, frame.keys, frame.children), frame.size, frame.anchor)
+        self._add(
+            frame.data,
+            Place(frame.position, frame.keys, frame.children),
+            frame.size,
+            frame.depth,
+            frame.anchor,
+        )
 
     def _alias(self, event: Any) -> None:
         if self._frames and self._frames[-1].expects_key:
@@ -224,23 +247,24 @@ class _Reader:
             self._problem(
                 event, f"the alias {shown(event.anchor)} has no anchor before it", "define it with & first"
             )
-            self._add(UNUSABLE, Place(_at(event)), 1, None)
+            self._add(UNUSABLE, Place(_at(event)), 1, 0, None)
             return
-        data, place, size = known
+        data, place, size, depth = known
+        if len(self._frames) + depth > DEPTH_MAX:
+            raise _too_deep(event)
+        self._count(event, size)
         # The same values once more, found at the alias and not at the anchor.
-        self._add(data, Place(_at(event), place.keys, place.children), size, None)
-        self._aliased += size
-        if self._aliased > ALIASED_VALUES_MAX:
-            raise _broken(event, f"aliases add more than {ALIASED_VALUES_MAX} values", "write less by alias")
+        self._add(data, Place(_at(event), place.keys, place.children), size, depth, None)
 
-    def _add(self, data: Any, place: Place, size: int, anchor: str | None) -> None:
+    def _add(self, data: Any, place: Place, size: int, depth: int, anchor: str | None) -> None:
         if anchor is not None:
-            self._anchors[anchor] = (data, place, size)
+            self._anchors[anchor] = (data, place, size, depth)
         if not self._frames:
-            self.result = (data, place, size)
+            self.result = (data, place)
             return
         frame = self._frames[-1]
         frame.size += size
+        frame.depth = max(frame.depth, depth + 1)
         if isinstance(frame.data, list):
             frame.children[len(frame.data)] = place
             frame.data.append(data)
@@ -251,6 +275,10 @@ class _Reader:
             frame.children[frame.key] = place
             frame.key = None
         frame.expects_key = True
+
+
+def _too_deep(event: Any) -> BrokenYamlError:
+    return _broken(event, f"nested deeper than {DEPTH_MAX} levels", "a policy needs about six")
 
 
 def _broken(event: Any, message: str, hint: str) -> BrokenYamlError:

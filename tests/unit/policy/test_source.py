@@ -96,3 +96,14 @@ def test_too_many_networks() -> None:
     with pytest.raises(PolicyError) as caught:
         parse_policy(text.encode(), "p")
     assert any(p.path == ("networks",) and "more than 4095" in p.message for p in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    "vips",
+    ["x, " * 260_000, "1.1.1.1, " * 260_000],
+)
+def test_too_many_values_are_one_problem(vips: str) -> None:
+    text = f"version: 1\nnetworks: [{{name: a, interface: b, vips: [{vips}]}}]\n"
+    with pytest.raises(PolicyError, match="more than 250000 values") as caught:
+        parse_policy(text.encode(), "p")
+    assert len(caught.value.problems) == 1
