@@ -17,6 +17,7 @@ from datapath.facts import Facts, IdFacts, LinkFacts
 from datapath.plan.model import NetworkIds
 from datapath.policy import Network, Policy
 from datapath.policy.marks import capacity, deposit, extract
+from datapath.policy.model import NETWORKS_MAX
 
 #: First table id of ours is one above; clear of Calico (1..250), OVN-Kubernetes (1000 + ifindex), VRFs
 #: that follow connection-tracking zones (up to 65535) and FRR's pbrd, which counts up from 10000.
@@ -71,8 +72,8 @@ def allocate(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> dict[
         needs,
         lambda need: need.mark,
         lambda need: extract(need.network.mark or 0, mask),
-        lambda need: extract(need.known.fwmark, mask) if facts.fwmark_mask == mask else 0,
-        {name: slot for name, slot in slots.items() if slot <= capacity(mask)},
+        lambda need: _known_index(need.known, facts, mask),
+        {name: slot for name, slot in slots.items() if slot <= _room(mask)},
     )
     tables = _allocate(
         needs,
@@ -137,16 +138,35 @@ def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rena
     return result
 
 
+def _room(mask: int) -> int:
+    """The largest index of a mark: wider masks have more values than our block of ip rules has places."""
+    return min(capacity(mask), NETWORKS_MAX)
+
+
+def _known_index(known: IdFacts, facts: Facts, mask: int) -> int:
+    index = extract(known.fwmark, mask) if facts.fwmark_mask == mask else 0
+    return index if index <= _room(mask) else 0
+
+
 def _refuse_overflow(needs: Iterable[_Need], marks: dict[str, int], mask: int) -> None:
-    room = capacity(mask)
     problems = tuple(
-        Problem(
-            ("networks", need.position),
-            f"no mark is left for network {need.network.name}: mask {mask:#010x} holds {room}",
-            "widen marks.mask",
-        )
-        for need in needs
-        if marks.get(need.network.name, 0) > room
+        _overflow(need, mask) for need in needs if marks.get(need.network.name, 0) > _room(mask)
     )
     if problems:
         raise CompileError(problems)
+
+
+def _overflow(need: _Need, mask: int) -> Problem:
+    name, room = need.network.name, _room(mask)
+    if need.network.mark is None:
+        return Problem(
+            ("networks", need.position),
+            f"no mark is left for network {name}: mask {mask:#010x} holds {room}",
+            "widen marks.mask",
+        )
+    index = extract(need.network.mark, mask)
+    return Problem(
+        ("networks", need.position, "mark"),
+        f"mark {need.network.mark:#x} is value {index} of the mask {mask:#010x}, and ip rules have room for {room}",
+        f"use a value up to {deposit(room, mask):#x}, or leave `mark` out: one is chosen",
+    )
