@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from datapath.plan.ingress import VlanProtocol
 from datapath.plan.model import Plan
-from datapath.plan.rtnl import FibRule, Route, VlanLink
+from datapath.plan.rtnl import FibRule, Route, RuleAction, VlanLink
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.nft import diff_table
 from datapath.reconcile.steps import (
@@ -130,19 +130,20 @@ def _removed_routes(actual: Actual, desired: Plan) -> Iterator[DeleteRoute]:
 
 
 def _added_rules(actual: Actual, desired: Plan) -> list[AddRule]:
-    """From the bottom up: a target before the rule that jumps to it."""
+    """Jumps from the bottom up, then look-ups: nothing is sent away before its exemptions are there."""
     missing = [rule for rule in desired.rules if rule not in actual.rules]
     return [AddRule(rule) for rule in sorted(missing, key=_bottom_up)]
 
 
 def _removed_rules(actual: Actual, desired: Plan) -> list[DeleteRule]:
-    """From the top down: a jump before its target."""
-    wanted = set(desired.rules)
-    return [DeleteRule(rule) for rule in sorted(actual.rules - wanted, key=FibRule.sort_key)]
+    """Look-ups, then jumps from the top down: the reverse."""
+    stale = actual.rules - set(desired.rules)
+    return [DeleteRule(rule) for rule in sorted(stale, key=_bottom_up, reverse=True)]
 
 
 def _bottom_up(rule: FibRule) -> tuple[int, ...]:
-    return (rule.family, -rule.priority, *rule.sort_key()[2:])
+    is_lookup = rule.action is RuleAction.LOOKUP
+    return (is_lookup, rule.family, -rule.priority, *rule.sort_key()[2:])
 
 
 def _ingress_differs(actual: Actual, desired: Plan) -> bool:
