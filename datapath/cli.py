@@ -187,7 +187,7 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from datapath.kernel.ingress import read_counters  # noqa: PLC0415  (libbpf is loaded only where it is needed)
+    from datapath.kernel.counters import read_counters  # noqa: PLC0415  (libbpf is loaded only where it is needed)
     from datapath.observe.status import make_status  # noqa: PLC0415
 
     drift = Controller(StateDirectory(arguments.state_dir)).status()
@@ -197,7 +197,7 @@ def _status(arguments: argparse.Namespace) -> int:
         else:
             print("no policy is in force in this namespace")
         return 0
-    status = make_status(drift, read_counters())
+    status = make_status(drift, read_counters(drift.plan))
     if arguments.json:
         _print_json(status.as_json())
     else:

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from datapath.compiler import compile_policy
-from datapath.errors import CompileError, ConflictError, DatapathError, KernelError
+from datapath.errors import CompileError, ConflictError, DatapathError, EbpfError, KernelError
 from datapath.facts import Facts, IdFacts
 from datapath.kernel.executor import Executor
 from datapath.kernel.observer import observe, observe_facts
 from datapath.log import get_logger
 from datapath.plan.model import NetworkIds, Plan
+from datapath.policy import Backend as BackendWish
 from datapath.policy import LoadedPolicy, parse_policy
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.conflicts import find_conflicts
@@ -53,6 +56,16 @@ class Drift:
     state: State
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A change that was compiled, compared and checked, and may now be carried out."""
+
+    facts: Facts
+    plan: Plan
+    actual: Actual
+    changes: ChangeSet
+
+
 class Controller:
     """Everything that changes or compares a namespace goes through here."""
 
@@ -73,18 +86,16 @@ class Controller:
         return compile_located(loaded, self.facts())
 
     def preview(self, loaded: LoadedPolicy) -> Drift:
-        """What an apply would do here; changes nothing.
+        """What an apply would do here, checked by nft, the kernel and the verifier; changes nothing.
 
         Raises:
             PolicyError: the policy cannot hold on this host.
             ConflictError: something of others is in the way.
+            KernelError: a step would be refused.
         """
         state = self._directory.load()
-        plan = compile_located(loaded, observe_facts(state))
-        actual = observe(plan, state)
-        _refuse_conflicts(actual, plan)
-        steps = reconcile(actual, plan, state.record, forget=_forget(plan, state)).steps
-        return Drift(plan, steps, actual, state)
+        prepared = self._prepare(loaded, state)
+        return Drift(prepared.plan, prepared.changes.steps, prepared.actual, state)
 
     def apply(self, loaded: LoadedPolicy) -> Applied:
         """Make the namespace as the policy says.
@@ -96,30 +107,52 @@ class Controller:
         """
         with self._directory.locked():
             state = self._directory.load()
-            plan = compile_located(loaded, observe_facts(state))
-            text = loaded.source.text
-            previous = self._previous_plan(state)
-            actual = observe(plan, state)
-            _refuse_conflicts(actual, plan)
-            changes = reconcile(actual, plan, state.record, forget=_forget(plan, state))
+            prepared = self._prepare(loaded, state)
+            plan, steps = prepared.plan, prepared.changes.steps
             state = dataclasses.replace(state, netns=current_netns())
-            if changes.steps:
-                record = self._change(changes, plan, previous, state)
-                self._log.info("policy_applied", steps=len(changes.steps), networks=len(plan.ids))
-            else:
-                record = changes.after
+            record = prepared.changes.after
+            if steps:
+                record = self._change(prepared, state)
+                self._log.info("policy_applied", steps=len(steps), networks=len(plan.ids))
+            text = loaded.source.text
             done = dataclasses.replace(
                 state,
                 record=record,
                 ids=_id_facts(plan.ids),
                 fwmark_mask=plan.fwmark_mask,
-                generation=state.generation + (1 if changes.steps or text != state.policy else 0),
+                generation=state.generation + (1 if steps or text != state.policy else 0),
                 policy=text,
                 policy_name=loaded.source.filename,
+                ebpf_refused=prepared.facts.ebpf_refused,
             )
             if done != state:
                 self._directory.save(done)
-            return Applied(plan, changes.steps, done.generation)
+            return Applied(plan, steps, done.generation)
+
+    def _prepare(self, loaded: LoadedPolicy, state: State) -> _Prepared:
+        """Compile, look, refuse conflicts, and let the kernel check; nftables serves where eBPF is refused."""
+        facts = observe_facts(state)
+        try:
+            return self._preflight(loaded, facts, state)
+        except EbpfError as error:
+            if loaded.policy.backend is not BackendWish.AUTO:
+                raise
+            self._log.warning("ebpf_refused", reason=str(error))
+            refused = facts.model_copy(update={"ebpf_refused": str(error)})
+            return self._preflight(loaded, refused, state)
+
+    def _preflight(self, loaded: LoadedPolicy, facts: Facts, state: State) -> _Prepared:
+        plan = compile_located(loaded, facts)
+        actual = observe(plan, state)
+        _refuse_conflicts(actual, plan)
+        changes = reconcile(actual, plan, state.record, forget=_forget(plan, state))
+        with (
+            tempfile.TemporaryDirectory(prefix="datapath-") as scratch,
+            Executor(StateDirectory(Path(scratch))) as executor,
+        ):
+            for step in changes.steps:
+                executor.check(step)
+        return _Prepared(facts, plan, actual, changes)
 
     def teardown(self) -> tuple[Step, ...]:
         """Remove everything of ours and put back what was there.
@@ -148,7 +181,7 @@ class Controller:
         if not state.policy:
             return None
         loaded = parse_policy(state.policy.encode(), state.policy_name)
-        plan = compile_located(loaded, observe_facts(state))
+        plan = compile_located(loaded, _facts_in_force(state))
         actual = observe(plan, state)
         steps = reconcile(actual, plan, state.record).steps
         return Drift(plan, steps, actual, state)
@@ -158,18 +191,16 @@ class Controller:
         if not state.policy:
             return Plan(state.fwmark_mask)
         loaded = parse_policy(state.policy.encode(), state.policy_name)
-        return compile_policy(loaded.policy, observe_facts(state))
+        return compile_policy(loaded.policy, _facts_in_force(state))
 
-    def _change(self, changes: ChangeSet, plan: Plan, previous: Plan, state: State) -> Record:
-        """Preflight, remember, carry out, verify; on failure back to `previous`."""
-        with Executor(self._directory) as executor:
-            for step in changes.steps:
-                executor.check(step)
-        before = dataclasses.replace(state, record=changes.before)
+    def _change(self, prepared: _Prepared, state: State) -> Record:
+        """Remember, carry out, verify; on failure back to the policy in force."""
+        previous = self._previous_plan(state)
+        before = dataclasses.replace(state, record=prepared.changes.before)
         self._directory.save(before)
         try:
-            self._run(changes.steps)
-            return self._verify(plan, dataclasses.replace(before, record=changes.after))
+            self._run(prepared.changes.steps)
+            return self._verify(prepared.plan, dataclasses.replace(before, record=prepared.changes.after))
         except DatapathError as error:
             self._log.warning("apply_failed", error=str(error))
             self._roll_back(previous, before)
@@ -218,6 +249,11 @@ class Controller:
             return
         self._directory.save(dataclasses.replace(state, record=left.after))
         self._log.info("rollback_done", steps=len(changes.steps))
+
+
+def _facts_in_force(state: State) -> Facts:
+    """This host's facts, with the backend that the last apply found possible."""
+    return observe_facts(state).model_copy(update={"ebpf_refused": state.ebpf_refused})
 
 
 def compile_located(loaded: LoadedPolicy, facts: Facts) -> Plan:

@@ -103,12 +103,12 @@ def _check_nft(plan: Plan) -> str:
 
 
 def _check_ebpf(plan: Plan, *, root: bool) -> str:
-    if not plan.ingress.networks:
+    if not plan.attached.networks:
         return "nothing to check: no program is needed"
     if not root:
         return "not checked: loading an eBPF program needs root"
     try:
-        verify(plan.ingress)
+        verify(plan.attached)
     except DatapathError as error:
         raise DatapathError(f"eBPF: {error}", hint=error.hint) from error
     return "ok: compiled, and accepted by this kernel's verifier"

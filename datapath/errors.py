@@ -82,13 +82,19 @@ class KernelError(DatapathError):
 
     Attributes:
         operation: what was tried, in the user's terms.
+        reason: what the kernel said.
         errno: the kernel's error number, or 0 where there is none.
     """
 
     def __init__(self, operation: str, message: str, *, errno: int = 0, hint: str = "") -> None:
         super().__init__(f"{operation}: {message}", hint=hint)
         self.operation = operation
+        self.reason = message
         self.errno = errno
+
+
+class EbpfError(KernelError):
+    """This host cannot load the eBPF program; the nftables backend may serve instead."""
 
 
 class ConflictError(DatapathError):

@@ -56,6 +56,7 @@ class Facts(_Frozen):
         links: every device, by name.
         ids: read back from our own objects; the mask they were made under is `fwmark_mask`.
         rule_bank: which of the two banks of ip rules holds the live tree, None where there is none.
+        ebpf_refused: why this host cannot load the eBPF program; empty where it can, or nobody asked.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
     """
 
@@ -63,6 +64,7 @@ class Facts(_Frozen):
     ids: tuple[IdFacts, ...] = ()
     fwmark_mask: int = 0
     rule_bank: int | None = None
+    ebpf_refused: str = ""
     forwarding: dict[int, bool] = {4: True, 6: True}
 
     def dump(self) -> str:

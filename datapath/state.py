@@ -32,6 +32,7 @@ class State:
     """What was last written.
 
     Attributes:
+        ebpf_refused: why the policy in force runs without eBPF, empty where it does not.
         netns: inode of the network namespace that this state is about; 0 for a new directory.
         generation: counts successful applies that changed something.
         policy: text of the policy in force, empty where none is.
@@ -44,6 +45,7 @@ class State:
     generation: int = 0
     policy: str = ""
     policy_name: str = ""
+    ebpf_refused: str = ""
     netns: int = 0
 
 
@@ -158,6 +160,7 @@ def _encode(state: State) -> dict[str, Any]:
         "sysctls": {key: [saved.original, saved.ours] for key, saved in sorted(record.sysctls.items())},
         "links": sorted(record.links),
         "clsact": sorted(record.clsact),
+        "ebpf_refused": state.ebpf_refused,
         "policy": state.policy,
         "policy_name": state.policy_name,
     }
@@ -192,6 +195,7 @@ def _decode(document: Any, path: Path) -> State:
             generation=document["generation"],
             policy=document["policy"],
             policy_name=document["policy_name"],
+            ebpf_refused=document["ebpf_refused"],
             netns=netns,
         )
     except (KeyError, TypeError, ValueError) as error:

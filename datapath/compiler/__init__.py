@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+from datapath.compiler.backend import choose_backend
 from datapath.compiler.context import Context, NetworkContext
 from datapath.compiler.host import emit_links, emit_rp_filter_exempt, emit_sysctls
 from datapath.compiler.ids import allocate
 from datapath.compiler.ingress import emit_ingress
-from datapath.compiler.marks import emit_table
+from datapath.compiler.marks import Classification, emit_table
+from datapath.compiler.nft_ingress import emit_classification
 from datapath.compiler.notes import emit_notes
 from datapath.compiler.routes import emit_routes
 from datapath.compiler.rules import choose_bank, emit_rules
 from datapath.facts import Facts
-from datapath.plan.model import NetworkIds, Plan
+from datapath.plan.model import Backend, NetworkIds, Plan
 from datapath.policy import Policy
 
 __all__ = ["compile_policy"]
@@ -36,6 +38,9 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         ),
     )
     rule_bank = choose_bank(context)
+    program = emit_ingress(context)
+    backend, reason = choose_backend(context, program)
+    by_nft = emit_classification(context, program) if backend is Backend.NFT else Classification()
     return Plan(
         fwmark_mask=context.mask,
         ids=tuple(sorted(i for i in ids.values() if i != NetworkIds(i.name))),
@@ -44,7 +49,9 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         rp_filter_exempt=emit_rp_filter_exempt(context),
         routes=emit_routes(context),
         rules=emit_rules(context, rule_bank=rule_bank),
-        table=emit_table(context, rule_bank=rule_bank),
-        ingress=emit_ingress(context),
+        table=emit_table(context, by_nft, rule_bank=rule_bank),
+        ingress=program,
+        backend=backend,
+        backend_reason=reason,
         notes=emit_notes(context),
     )

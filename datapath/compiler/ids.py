@@ -149,9 +149,7 @@ def _known_index(known: IdFacts, facts: Facts, mask: int) -> int:
 
 
 def _refuse_overflow(needs: Iterable[_Need], marks: dict[str, int], mask: int) -> None:
-    problems = tuple(
-        _overflow(need, mask) for need in needs if marks.get(need.network.name, 0) > _room(mask)
-    )
+    problems = tuple(_overflow(need, mask) for need in needs if marks.get(need.network.name, 0) > _room(mask))
     if problems:
         raise CompileError(problems)
 

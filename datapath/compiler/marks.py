@@ -8,12 +8,22 @@ its VLAN once DNAT has changed its destination. A reply gets it back before it i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from datapath.compiler.context import Context, NetworkContext
-from datapath.plan.nft import BaseChain, ChainType, Hook, NftChain, NftMap, NftRule, NftTable
+from datapath.plan.nft import (
+    TABLE_FAMILY,
+    TABLE_NAME,
+    BaseChain,
+    ChainType,
+    Hook,
+    NftChain,
+    NftMap,
+    NftRule,
+    NftTable,
+)
 from datapath.policy.model import Track
 
-TABLE_FAMILY = "inet"
-TABLE_NAME = "datapath"
 #: After conntrack (-200), before destination NAT (-100); -150 would tie with Calico and OVN-Kubernetes,
 #: where the order of registration decides.
 PRIORITY = -140
@@ -28,24 +38,34 @@ def ids_comment(context: NetworkContext) -> str:
     return f"network={ids.name} fwmark={ids.fwmark:#010x} table={ids.table} slot={ids.slot}"
 
 
-def emit_table(context: Context, *, rule_bank: int) -> NftTable | None:
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What nftables does in place of the tc program; empty where that program does it."""
+
+    chains: tuple[NftChain, ...] = ()
+    maps: tuple[NftMap, ...] = ()
+    counters: tuple[str, ...] = ()
+
+
+def emit_table(context: Context, classification: Classification, *, rule_bank: int) -> NftTable | None:
     """The whole table, or None where no network needs an id."""
     remembered = [network for network in context.networks if any(_numbers(network))]
     if not remembered:
         return None
     marked = [network for network in remembered if network.is_marked]
-    chains = [_ids_chain(context, remembered, rule_bank)]
-    maps: list[NftMap] = []
+    chains = [_ids_chain(context, remembered, rule_bank), *classification.chains]
+    maps: list[NftMap] = [*classification.maps]
     if marked:
         chains += _hook_chains(context.mask, follow=any(_follows(network) for network in marked))
         for network in marked:
             chains += _network_chains(network, context.mask)
-        maps = _maps(marked)
+        maps += _maps(marked)
     return NftTable(
         TABLE_FAMILY,
         TABLE_NAME,
         tuple(sorted(chains, key=lambda chain: chain.name)),
         tuple(sorted(maps, key=lambda item: item.name)),
+        tuple(sorted(classification.counters)),
     )
 
 
@@ -92,7 +112,7 @@ def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:
     return [
         NftChain(
             "prerouting",
-            (NftRule(f"meta mark {ours} != 0 goto ingress", "networks[*] marked by the tc program"), restore),
+            (NftRule(f"meta mark {ours} != 0 goto ingress", "networks[*] marked as it entered"), restore),
             BaseChain(ChainType.FILTER, Hook.PREROUTING, PRIORITY),
         ),
         NftChain("ingress", tuple(ingress)),

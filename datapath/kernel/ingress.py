@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 
-from datapath.errors import KernelError
+from datapath.errors import EbpfError, KernelError
 from datapath.kernel import bpf
 from datapath.plan.ingress import IngressProgram
 from datapath.reconcile.actual import ActualIngress
@@ -46,7 +46,7 @@ def verify(desired: IngressProgram) -> None:
     """Put the program through the verifier if it would have to be loaded.
 
     Raises:
-        KernelError: it does not compile, or the kernel refuses it.
+        EbpfError: it does not compile, or the kernel refuses it.
     """
     try:
         needs_load = bool(bpf.compare_ingress(desired, bpf.observe_ingress()).reload)
@@ -54,8 +54,12 @@ def verify(desired: IngressProgram) -> None:
         if error.errno != errno.ENODEV:
             raise
         needs_load = True
-    if needs_load:
+    if not needs_load:
+        return
+    try:
         bpf.verify_ingress(desired)
+    except KernelError as error:
+        raise EbpfError(error.operation, error.reason, errno=error.errno, hint=error.hint) from error
 
 
 def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:

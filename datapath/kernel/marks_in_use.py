@@ -16,7 +16,7 @@ from typing import Any
 
 import nftables
 
-from datapath.compiler.marks import TABLE_FAMILY, TABLE_NAME
+from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
 from datapath.reconcile.actual import ForeignMark
 
 _ALL_BITS = 0xFFFFFFFF

@@ -61,6 +61,7 @@ def parse_table(items: Iterable[dict[str, Any]]) -> tuple[ActualTable, list[str]
     digests: dict[str, list[str | None]] = {}
     maps: dict[str, ActualMap] = {}
     ids: list[str] = []
+    counters: set[str] = set()
     for item in items:
         if "chain" in item:
             chain = item["chain"]
@@ -72,11 +73,13 @@ def parse_table(items: Iterable[dict[str, Any]]) -> tuple[ActualTable, list[str]
             digests.setdefault(rule["chain"], []).append(digest_in_comment(comment))
             if rule["chain"] == "ids" and comment:
                 ids.append(comment)
+        elif "counter" in item:
+            counters.add(item["counter"]["name"])
         elif "map" in item or "set" in item:
             body = item.get("map") or item["set"]
             maps[body["name"]] = _map(body)
     chains = {name: ActualChain(tuple(digests[name]), base) for name, base in bases.items()}
-    return ActualTable(chains, maps), ids
+    return ActualTable(chains, maps, frozenset(counters)), ids
 
 
 def _base_chain(chain: dict[str, Any]) -> BaseChain | None:
@@ -98,8 +101,18 @@ def _element(element: Any, key_type: str) -> tuple[str, str]:
     key, value = element if isinstance(element, list) else (element, None)
     if isinstance(key, dict) and "elem" in key:
         key = key["elem"]["val"]
-    text = f"{key:#010x}" if key_type == "mark" else str(key)
-    return text, "" if value is None else _verdict(value)
+    return _key(key, key_type), "" if value is None else _verdict(value)
+
+
+def _key(key: Any, key_type: str) -> str:
+    """As `plan.nft` writes it, whatever form the listing chose."""
+    if isinstance(key, dict) and "prefix" in key:
+        return f"{key['prefix']['addr']}/{key['prefix']['len']}"
+    if isinstance(key, dict) and "range" in key:
+        return "-".join(key["range"])
+    if key_type == "mark":
+        return f"{key:#010x}"
+    return f'"{key}"' if key_type == "ifname" else str(key)
 
 
 def _verdict(value: Any) -> str:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from datapath.compiler.marks import TABLE_FAMILY, TABLE_NAME
 from datapath.facts import Facts
 from datapath.kernel import ingress, nft, sysctl
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Rtnl
 from datapath.plan.model import Plan
+from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
 from datapath.reconcile.actual import Actual, ForeignMark
 from datapath.reconcile.conflicts import new_tables
 from datapath.state import State
@@ -62,5 +62,5 @@ def observe(desired: Plan, state: State) -> Actual:
             foreign_marks=_foreign_marks(desired, found[1] if found else []),
             links=links,
             sysctls=sysctl.observe(keys),
-            ingress=ingress.observe(desired.ingress),
+            ingress=ingress.observe(desired.attached),
         )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datapath.controller import Drift
-from datapath.kernel.bpf import Counter, SlotCounters
+from datapath.kernel.bpf import Counter
+from datapath.kernel.counters import NetworkCounters
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import NetworkIds
 from datapath.policy import parse_policy
@@ -43,7 +44,7 @@ class NetworkStatus:
         }
         if self.counters is not None:
             body["counters"] = {
-                str(verdict): {"packets": counter.packets, "bytes": counter.bytes}
+                verdict.label: {"packets": counter.packets, "bytes": counter.bytes}
                 for verdict, counter in self.counters.items()
             }
         return body
@@ -56,6 +57,7 @@ class Status:
     policy: str
     generation: int
     backend: str
+    backend_reason: str
     networks: tuple[NetworkStatus, ...]
     drift: tuple[str, ...]
     notes: tuple[str, ...]
@@ -65,6 +67,7 @@ class Status:
             "policy": self.policy,
             "generation": self.generation,
             "backend": self.backend,
+            "backend_reason": self.backend_reason,
             "networks": [network.as_json() for network in self.networks],
             "drift": list(self.drift),
             "notes": list(self.notes),
@@ -72,8 +75,20 @@ class Status:
 
     def render(self) -> str:
         """A table for a terminal."""
-        lines = [f"policy {self.policy}, generation {self.generation}, backend {self.backend}"]
-        head = ("NETWORK", "DEVICE", "RETURN PATH", "FWMARK", "TABLE", "GATEWAY", "PACKETS", "BYTES")
+        lines = [
+            f"policy {self.policy}, generation {self.generation}, backend {self.backend} ({self.backend_reason})"
+        ]
+        head = (
+            "NETWORK",
+            "DEVICE",
+            "RETURN PATH",
+            "FWMARK",
+            "TABLE",
+            "GATEWAY",
+            "PACKETS",
+            "BYTES",
+            "DROPPED",
+        )
         rows = [head, *(_row(network) for network in self.networks)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
         lines += [
@@ -89,8 +104,8 @@ class Status:
         return "\n".join(lines)
 
 
-def make_status(drift: Drift, counters: SlotCounters) -> Status:
-    """From the comparison with the kernel and the counters by slot."""
+def make_status(drift: Drift, counters: NetworkCounters) -> Status:
+    """From the comparison with the kernel and what was counted."""
     policy = parse_policy(drift.state.policy.encode(), drift.state.policy_name).policy
     ids = {item.name: item for item in drift.plan.ids}
     networks = []
@@ -104,22 +119,35 @@ def make_status(drift: Drift, counters: SlotCounters) -> Status:
                 tuple(map(str, network.gateway)),
                 str(network.return_path),
                 own,
-                counters.get(own.slot, {}) if own.slot else None,
+                counters.get(network.name, {}) if own.slot else None,
             )
         )
     return Status(
         drift.state.policy_name,
         drift.state.generation,
-        "ebpf" if drift.plan.ingress.networks else "none",
+        str(drift.plan.backend),
+        drift.plan.backend_reason,
         tuple(networks),
         tuple(step.describe() for step in drift.steps),
         tuple(note.render() for note in drift.plan.notes),
     )
 
 
+def _dropped(counters: Mapping[Verdict, Counter] | None) -> str:
+    """By reason, the reasons that happened."""
+    if counters is None:
+        return "-"
+    reasons = [
+        f"{verdict.label} {counter.packets}"
+        for verdict, counter in counters.items()
+        if verdict is not Verdict.PASS and counter.packets
+    ]
+    return ", ".join(reasons) or "0"
+
+
 def _row(network: NetworkStatus) -> tuple[str, ...]:
     ids = network.ids
-    total = None if network.counters is None else sum(network.counters.values(), Counter())
+    total = None if network.counters is None else network.counters.get(Verdict.PASS, Counter())
     return (
         network.name,
         network.device,
@@ -129,4 +157,5 @@ def _row(network: NetworkStatus) -> tuple[str, ...]:
         ", ".join(network.gateway) or "-",
         "-" if total is None else str(total.packets),
         "-" if total is None else str(total.bytes),
+        _dropped(network.counters),
     )

@@ -27,6 +27,14 @@ class NetworkIds:
     slot: int = 0
 
 
+class Backend(enum.StrEnum):
+    """What looks at packets as they enter."""
+
+    EBPF = "ebpf"
+    NFT = "nft"
+    NONE = "none"
+
+
 class NoteLevel(enum.StrEnum):
     """How much a note matters to a reviewer."""
 
@@ -55,6 +63,8 @@ class Plan:
         rp_filter_exempt: devices whose kernel reverse-path filter must be off; every other device keeps
             its present effective value, whatever that is on this node.
         table: our nftables table, or None where nothing needs one.
+        ingress: what is looked at as packets enter, whichever backend does it.
+        backend: who does it; `backend_reason` says why where the policy left the choice.
     """
 
     fwmark_mask: int
@@ -66,7 +76,14 @@ class Plan:
     rules: tuple[FibRule, ...] = ()
     table: NftTable | None = None
     ingress: IngressProgram = field(default_factory=lambda: IngressProgram(0))
+    backend: Backend = Backend.NONE
+    backend_reason: str = ""
     notes: tuple[Note, ...] = ()
+
+    @property
+    def attached(self) -> IngressProgram:
+        """What the eBPF program is to be filled with: nothing where nftables does its work."""
+        return self.ingress if self.backend is Backend.EBPF else IngressProgram(self.fwmark_mask)
 
     @property
     def is_empty(self) -> bool:

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 
 #: Longest comment that the kernel and nft accept (NFTNL_UDATA_COMMENT_MAXLEN, 128 with the final NUL).
 COMMENT_MAX = 127
+#: Our table. What is in it is ours; nothing else is.
+TABLE_FAMILY = "inet"
+TABLE_NAME = "datapath"
+#: The base chain that stands for the tc program where nftables does its work.
+CLASSIFY_CHAIN = "classify"
 _COMMENT_TEXT = re.compile(r"[A-Za-z0-9 _.,:;=/()\[\]<>+*-]*\Z")
 _DIGEST_MARK = " #"
 _DIGEST_LENGTH = 8
@@ -127,12 +132,13 @@ def render_element(key: str, value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NftTable:
-    """Our whole table; chains and maps are sorted by name."""
+    """Our whole table; chains, maps and counters are sorted by name."""
 
     family: str
     name: str
     chains: tuple[NftChain, ...]
     maps: tuple[NftMap, ...] = ()
+    counters: tuple[str, ...] = ()
 
     @property
     def spec(self) -> str:

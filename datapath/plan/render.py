@@ -25,6 +25,11 @@ def declare_chain(table: NftTable, chain: NftChain) -> str:
     return f"add chain {table.spec} {chain.name}{body}"
 
 
+def declare_counter(table: NftTable, name: str) -> str:
+    """The command that makes a counter; one that exists keeps counting."""
+    return f"add counter {table.spec} {name}"
+
+
 def add_rules(table: NftTable, chain: NftChain) -> Iterator[str]:
     """One command a rule, in order."""
     for rule in chain.rules:
@@ -48,6 +53,7 @@ def render_table(table: NftTable) -> str:
     looking at in the same moment misroutes single packets (measured on 6.18).
     """
     lines = [f"add table {table.spec}"]
+    lines += [declare_counter(table, name) for name in table.counters]
     lines += [declare_map(table, item) for item in table.maps]
     lines += [declare_chain(table, chain) for chain in table.chains]
     lines += [f"flush chain {table.spec} {chain.name}" for chain in table.chains]
@@ -73,12 +79,15 @@ def render_plan(plan: Plan) -> str:
         ("routes", [f"route {route.render()}" for route in plan.routes]),
         ("rules", [f"rule {rule.render()}" for rule in plan.rules]),
         ("nft", render_table(plan.table).splitlines() if plan.table else []),
-        ("ingress", [line for network in plan.ingress.networks for line in _render_ingress(network)]),
+        (
+            f"ingress by {plan.backend}",
+            [line for network in plan.ingress.networks for line in _render_ingress(network)],
+        ),
         ("", [f"ingress * {_render_source(source)}" for source in plan.ingress.common_sources]),
     ]
     lines: list[str] = []
     for title, body in sections:
-        if title and (body or title in {"nft", "ingress"}):
+        if title and (body or title == "nft"):
             lines.append(f"# {title}" if body else f"# {title}: none")
         lines += body
     return "\n".join(lines) + "\n"

@@ -45,7 +45,6 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported("isolate_clients", "isolating clients", "remove `isolate_clients`", True, in_network=True),
     Unsupported("steering", "`steering: direct`", "use `steering: rules`", "direct", in_network=True),
     Unsupported("steering", "`steering: direct`", "use `steering: rules`", "direct"),
-    Unsupported("backend", "`backend: nft`", "use `backend: auto` or `ebpf`", "nft"),
     Unsupported("egress", "egress", "remove `egress`"),
     Unsupported("probes", "probes", "remove `probes`"),
 )

@@ -39,6 +39,7 @@ class ActualTable:
 
     chains: Mapping[str, ActualChain] = field(default_factory=dict)
     maps: Mapping[str, ActualMap] = field(default_factory=dict)
+    counters: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

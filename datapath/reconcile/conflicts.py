@@ -23,7 +23,7 @@ def find_conflicts(actual: Actual, desired: Plan) -> tuple[str, ...]:
         *_link_conflicts(actual, desired),
         *(
             f"{name}: another eBPF filter sits at our priority and handle of its ingress hook"
-            for name in sorted(actual.ingress.foreign & set(desired.ingress.attachments))
+            for name in sorted(actual.ingress.foreign & set(desired.attached.attachments))
         ),
     )
 
@@ -52,7 +52,6 @@ def _mark_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
             f"`{rule.text}` uses bits of our mark mask {mask:#010x}: set marks.mask (or marks.profile) to bits"
             " that nobody uses"
         )
-
 
     seen: set[str] = set()
     for mark in actual.foreign_marks:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datapath.plan.ingress import VlanProtocol
-from datapath.plan.model import Plan
+from datapath.plan.model import Backend, Plan
+from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import FibRule, Route, RuleAction, VlanLink
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.nft import diff_table
@@ -31,7 +32,7 @@ from datapath.reconcile.steps import (
 )
 from datapath.reconcile.sysctls import SysctlChanges, diff_sysctls, inherited, split_by_device
 
-TABLE_SPEC = "inet datapath"
+TABLE_SPEC = f"{TABLE_FAMILY} {TABLE_NAME}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,25 @@ def reconcile(
     steps: list[Step] = [*early, *links.add, *late]
     steps += [*_added_routes(actual, desired), *_added_rules(actual, desired)]
     text = diff_table(actual.table, desired.table, spec=TABLE_SPEC)
-    ingress = [SyncIngress(desired.ingress, record.clsact)] if _ingress_differs(actual, desired) else []
+    ingress = [SyncIngress(desired.attached, record.clsact)] if _ingress_differs(actual, desired) else []
     nft = [NftTransaction(text)] if text else []
-    # The producer of marks comes last when networks come, and stops first when all of them go.
-    steps += [*ingress, *nft] if desired.table is None else [*nft, *ingress]
+    steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
     steps += [*_removed_rules(actual, desired), *_removed_routes(actual, desired)]
     steps += links.remove
     steps += split_by_device(sysctls.tighten, frozenset(step.link.name for step in links.remove))[0]
     steps += [ForgetConnections(mark, mask) for mark, mask in forget]
     return ChangeSet(tuple(steps), *_records(record, actual, desired, links, sysctls))
+
+
+def _ingress_first(actual: Actual, desired: Plan) -> bool:
+    """The producer of marks comes last when networks come, and stops first when all of them go.
+
+    Where eBPF takes over from nftables, it must be there before the chain that did its work goes.
+    """
+    if desired.table is None:
+        return True
+    takes_over = actual.table is not None and CLASSIFY_CHAIN in actual.table.chains
+    return takes_over and desired.backend is Backend.EBPF
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +158,14 @@ def _bottom_up(rule: FibRule) -> tuple[int, ...]:
 
 
 def _ingress_differs(actual: Actual, desired: Plan) -> bool:
-    wanted = frozenset(desired.ingress.attachments)
+    wanted = frozenset(desired.attached.attachments)
     return actual.ingress.attached != wanted or bool(actual.ingress.differences)
 
 
 def _records(
     record: Record, actual: Actual, desired: Plan, links: _LinkChanges, sysctls: SysctlChanges
 ) -> tuple[Record, Record]:
-    attached = frozenset(desired.ingress.attachments)
+    attached = frozenset(desired.attached.attachments)
     clsact = (record.clsact & actual.ingress.clsact) | (attached - actual.ingress.clsact)
     before = Record(sysctls.saved, record.links | links.created, record.clsact | clsact)
     after = Record(

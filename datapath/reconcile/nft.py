@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datapath.plan.nft import NftChain, NftMap, NftTable
-from datapath.plan.render import add_rules, declare_chain, declare_map, element_commands, render_table
+from datapath.plan.render import (
+    add_rules,
+    declare_chain,
+    declare_counter,
+    declare_map,
+    element_commands,
+    render_table,
+)
 from datapath.reconcile.actual import ActualChain, ActualMap, ActualTable
 
 
@@ -69,6 +76,8 @@ def _changes(actual: ActualTable, desired: NftTable) -> Iterator[str]:
         yield f"delete {_noun(actual.maps[name])} {desired.spec} {name}"
     for name in difference.stale_chains:
         yield f"delete chain {desired.spec} {name}"
+    for name in sorted(actual.counters - set(desired.counters)):
+        yield f"delete counter {desired.spec} {name}"
 
 
 def _empty(actual: ActualTable, desired: NftTable, difference: _Difference) -> Iterator[str]:
@@ -82,6 +91,9 @@ def _empty(actual: ActualTable, desired: NftTable, difference: _Difference) -> I
 
 
 def _declare(actual: ActualTable, desired: NftTable, difference: _Difference) -> Iterator[str]:
+    for name in desired.counters:
+        if name not in actual.counters:
+            yield declare_counter(desired, name)
     for item in desired.maps:
         if item.name not in actual.maps or item.name in difference.retyped:
             yield declare_map(desired, item)

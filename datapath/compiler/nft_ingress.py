@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same marks and the same verdicts without eBPF: `backend: nft`.
+
+The chain runs before connection tracking, so that a spoofed packet costs no entry. Sources are looked up
+with nft's own `fib` expression; longest-prefix lists become disjoint ranges (`prefixes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network
+
+from datapath.compiler.context import Context
+from datapath.compiler.marks import Classification
+from datapath.compiler.prefixes import AddressRange, flatten, ranges_of
+from datapath.plan.ingress import (
+    IngressNetwork,
+    IngressProgram,
+    IpNetwork,
+    OtherCheck,
+    SourceRule,
+    Verdict,
+    VipCheck,
+)
+from datapath.plan.nft import CLASSIFY_CHAIN, BaseChain, ChainType, Hook, NftChain, NftMap, NftRule
+from datapath.plan.rtnl import Family
+
+#: After the reassembly of fragments (-400) and everybody's raw chains (-300), before conntrack (-200).
+PRIORITY = -250
+_FULL = 0xFFFFFFFF
+_ADDRESS_TYPE = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
+_WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+#: RFC 4861 messages are only valid with a hop limit of 255, RFC 3810 ones with 1: from this link for certain.
+_NEIGHBOUR_DISCOVERY = "ip6 hoplimit 255 icmpv6 type { 133-137 }"
+_LISTENER_DISCOVERY = "ip6 hoplimit 1 icmpv6 type { 130-132, 143 }"
+_LINK_LOCAL = "ip6 saddr fe80::/10"
+#: Sources that can never be right (RFC 1122 3.2.1.3, RFC 4291 2.5): unspecified, loopback, multicast,
+#: reserved and broadcast.
+MARTIANS: dict[Family, tuple[IpNetwork, ...]] = {
+    Family.IPV4: tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))),
+    Family.IPV6: tuple(map(IPv6Network, ("::/127", "ff00::/8"))),
+}
+_DHCP = "udp sport { 67, 68 } udp dport { 67, 68 } meta nfproto ipv4"
+
+
+def emit_classification(context: Context, program: IngressProgram) -> Classification:
+    """Chains, maps and counters that stand for the tc program."""
+    chains = [
+        NftChain(
+            CLASSIFY_CHAIN,
+            (NftRule("iifname vmap @networks", "networks[*] by the device they enter on"),),
+            BaseChain(ChainType.FILTER, Hook.PREROUTING, PRIORITY),
+        )
+    ]
+    entries: list[tuple[str, str]] = []
+    counters: list[str] = []
+    for network in program.networks:
+        entries.append((f'"{network.device}"', f"goto check-{network.name}"))
+        chains += _network_chains(network, program, context.mask)
+        counters += [counter_name(network.name, verdict) for verdict in _verdicts(network)]
+    maps = [NftMap("networks", "ifname", "verdict", tuple(sorted(entries)))]
+    maps += _common_sets(program)
+    return Classification(tuple(chains), tuple(maps), tuple(counters))
+
+
+def counter_name(network: str, verdict: Verdict) -> str:
+    """Name of the counter object of one network and verdict."""
+    return f"{network}.{verdict.label}"
+
+
+def _common_sets(program: IngressProgram) -> Iterator[NftMap]:
+    for family in Family:
+        common = ranges_of((rule.prefix for rule in program.common_sources), family)
+        if common:
+            yield _interval_set(f"denied{family}", family, common)
+        if any(network.check_martians for network in program.networks):
+            yield _interval_set(f"martians{family}", family, ranges_of(MARTIANS[family], family))
+
+
+def _interval_set(name: str, family: Family, ranges: tuple[AddressRange, ...]) -> NftMap:
+    elements = tuple((item.render(), "") for item in ranges)
+    return NftMap(name, _ADDRESS_TYPE[family], "", elements, ("interval",))
+
+
+def _verdicts(network: IngressNetwork) -> Iterator[Verdict]:
+    yield Verdict.PASS
+    if network.check_martians:
+        yield Verdict.MARTIAN
+    if network.check_sources:
+        yield Verdict.SPOOFED
+    if network.vip_check is VipCheck.FEASIBLE:
+        yield Verdict.VIP_UNREACHABLE
+    elif network.vip_check is VipCheck.STRICT:
+        yield Verdict.VIP_STRICT
+    if network.other_check is OtherCheck.STRICT:
+        yield Verdict.RPF_STRICT
+    elif network.other_check is OtherCheck.LOOSE:
+        yield Verdict.RPF_LOOSE
+
+
+def _network_chains(network: IngressNetwork, program: IngressProgram, mask: int) -> list[NftChain]:
+    passed = f"goto pass-{network.name}"
+    origin = f"networks[{network.name}]"
+    rules = [NftRule(f"{text} {passed}", f"{origin} never checked: {what}") for text, what in _EXEMPT]
+    if network.check_martians:
+        rules += [
+            _drop(network, Verdict.MARTIAN, f"{_WORD[family]} saddr @martians{family}") for family in Family
+        ]
+    for family in Family:
+        rules += _source_rules(network, program, family)
+    for family in Family:
+        vips = ranges_of(network.vips, family)
+        if vips:
+            text = f"{_WORD[family]} daddr {_anonymous(vips)} goto vips-{network.name}"
+            rules.append(NftRule(text, f"{origin}.vips"))
+    rules += _other_rules(network)
+    rules.append(NftRule(passed, f"{origin} passed"))
+    return [
+        NftChain(f"check-{network.name}", tuple(rules)),
+        NftChain(f"vips-{network.name}", (*_vip_rules(network, mask), NftRule(passed, f"{origin} passed"))),
+        NftChain(f"pass-{network.name}", (_pass_rule(network, mask),)),
+    ]
+
+
+_EXEMPT = (
+    (_LINK_LOCAL, "link-local"),
+    (_NEIGHBOUR_DISCOVERY, "neighbour discovery"),
+    (_LISTENER_DISCOVERY, "multicast listeners"),
+    (_DHCP, "DHCP"),
+)
+
+
+def _pass_rule(network: IngressNetwork, mask: int) -> NftRule:
+    text = f'counter name "{counter_name(network.name, Verdict.PASS)}"'
+    if network.fwmark:
+        text += f" meta mark set meta mark & {_FULL & ~mask:#010x} | {network.fwmark:#010x}"
+    return NftRule(text, f"networks[{network.name}] mark")
+
+
+def _drop(network: IngressNetwork, verdict: Verdict, match: str) -> NftRule:
+    return NftRule(
+        f'{match} counter name "{counter_name(network.name, verdict)}" drop',
+        f"networks[{network.name}].reverse_path {verdict.label}",
+    )
+
+
+def _anonymous(ranges: tuple[AddressRange, ...]) -> str:
+    return "{ " + ", ".join(item.render() for item in ranges) + " }"
+
+
+def _source_rules(network: IngressNetwork, program: IngressProgram, family: Family) -> Iterator[NftRule]:
+    """The own list where it decides, else the common one."""
+    if not network.check_sources:
+        return
+    word = _WORD[family]
+    common: tuple[SourceRule, ...] = program.common_sources
+    denied, allowed = flatten(network.sources, common, family)
+    if denied:
+        yield _drop(network, Verdict.SPOOFED, f"{word} saddr {_anonymous(denied)}")
+    if any(rule.prefix.version == family for rule in common):
+        exception = f"{word} saddr != {_anonymous(allowed)} " if allowed else ""
+        yield _drop(network, Verdict.SPOOFED, f"{exception}{word} saddr @denied{family}")
+
+
+def _vip_rules(network: IngressNetwork, mask: int) -> Iterator[NftRule]:
+    if network.vip_check is VipCheck.FEASIBLE:
+        for family in Family:
+            reachable = ranges_of(network.feasible, family)
+            if any(prefix.version == family and prefix.prefixlen == 0 for prefix in network.feasible):
+                continue
+            match = (
+                f"{_WORD[family]} saddr != {_anonymous(reachable)}"
+                if reachable
+                else f"meta nfproto ipv{family}"
+            )
+            yield _drop(network, Verdict.VIP_UNREACHABLE, match)
+    elif network.vip_check is VipCheck.STRICT:
+        # As the reply would be routed: with the network's mark, which the packet gets here for the look-up.
+        if network.fwmark:
+            yield NftRule(
+                f"meta mark set meta mark & {_FULL & ~mask:#010x} | {network.fwmark:#010x}",
+                f"networks[{network.name}].reverse_path as the reply is looked up",
+            )
+        yield _drop(network, Verdict.VIP_STRICT, "fib saddr . mark . iif oif missing")
+
+
+def _other_rules(network: IngressNetwork) -> Iterator[NftRule]:
+    if network.other_check is OtherCheck.STRICT:
+        yield _drop(network, Verdict.RPF_STRICT, "fib saddr . iif oif missing")
+    elif network.other_check is OtherCheck.LOOSE:
+        yield _drop(network, Verdict.RPF_LOOSE, "fib saddr oif missing")
