@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from datapath.plan.ingress import IpNetwork, SourceAction, SourceRule
 from datapath.plan.rtnl import Family
 
+_BITS = {Family.IPV4: 32, Family.IPV6: 128}
 _ADDRESS = {Family.IPV4: IPv4Address, Family.IPV6: IPv6Address}
 
 
@@ -29,7 +30,7 @@ class AddressRange:
         if size == 1:
             return str(first)
         if size & (size - 1) == 0 and self.first % size == 0:
-            return f"{first}/{first.max_prefixlen - size.bit_length() + 1}"
+            return f"{first}/{_BITS[self.family] - size.bit_length() + 1}"
         return f"{first}-{address(self.last)}"
 
 
