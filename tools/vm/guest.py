@@ -7,11 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
+
+MARKER: Final = Path(__file__).with_name("written-by-the-guest")
 
 
 def main() -> int:
     """Run pytest, its output and exit status as files in the folder shared with the host."""
     shared, release, options = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    # The host looks for this after power off: it must not be there.
+    MARKER.touch()
     environment = {
         **os.environ,
         # Tells the tests what kernel they were promised, and that they run in a machine (tests/conftest.py).

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner of `make test-vm` never takes a machine that broke for one that passed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tools.vm import boot
+from tools.vm.guest import MARKER
+from tools.vm.kernels import KernelImage
+
+_IMAGE = KernelImage("6.1", "6.1.0-0-amd64", Path("nowhere"))
+_SUITE = '<testsuite tests="{tests}" failures="{failures}" errors="{errors}" skipped="{skipped}"/>'
+
+
+def _results(folder: Path, *, status: str | None = "0", **counts: int) -> boot.Outcome:
+    if status is not None:
+        (folder / "status").write_text(status)
+    if counts:
+        numbers = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0, **counts}
+        (folder / "junit.xml").write_text(_SUITE.format(**numbers))
+    return boot._read_outcome(_IMAGE, folder, "", 1.0)
+
+
+def test_a_complete_run_passes(tmp_path: Path) -> None:
+    outcome = _results(tmp_path, tests=5, skipped=1)
+    assert outcome.passed
+    assert (outcome.tests, outcome.bad, outcome.skipped) == (5, 0, 1)
+
+
+@pytest.mark.parametrize("counts", [{"failures": 1}, {"errors": 1}], ids=str)
+def test_failures_and_errors_fail(tmp_path: Path, counts: dict[str, int]) -> None:
+    assert not _results(tmp_path, status="1", tests=5, **counts).passed
+
+
+def test_a_run_without_tests_fails(tmp_path: Path) -> None:
+    assert not _results(tmp_path, status="5", tests=0).passed
+
+
+def test_a_run_of_only_skips_fails(tmp_path: Path) -> None:
+    assert not _results(tmp_path, tests=3, skipped=3).passed
+
+
+def test_a_machine_that_stops_early_fails(tmp_path: Path) -> None:
+    outcome = _results(tmp_path, status=None, tests=5)
+    assert not outcome.passed
+    assert "before pytest ended" in outcome.problem
+
+
+def test_a_status_that_contradicts_the_report_fails(tmp_path: Path) -> None:
+    assert not _results(tmp_path, status="3", tests=5).passed
+
+
+def test_writes_that_reach_the_repository_fail(tmp_path: Path) -> None:
+    MARKER.touch()
+    outcome = _results(tmp_path, tests=5)
+    assert "copy-on-write" in outcome.problem
+    assert not MARKER.exists()
+
+
+def test_output_is_shown_and_a_machine_that_hangs_is_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, identity = tmp_path / "log", tmp_path / "pid"
+    machine = (
+        "import os, sys, time\n"
+        f"open({str(log)!r}, 'a').write('a test ran')\n"
+        f"open({str(identity)!r}, 'w').write(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    log.touch()
+    with (tmp_path / "console").open("wb") as console, log.open() as stream:
+        deadline = time.monotonic() + 3
+        problem = boot._boot([sys.executable, "-c", machine], console.fileno(), stream, deadline)
+    assert "not finished in time" in problem
+    assert "a test ran" in capsys.readouterr().out
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(identity.read_text()), 0)
