@@ -264,3 +264,8 @@ def test_problems_have_hints() -> None:
     problems: list[Problem] = check_policy(subject)
     assert len(problems) == 4
     assert all(p.hint and p.message for p in problems)
+
+
+def test_an_overlap_is_found_behind_a_wider_range_of_the_own_network() -> None:
+    subject = policy({"vips": ["10.0.0.0-10.0.0.10"]}, {"vips": ["10.0.0.5-10.0.0.6", "10.0.0.0-10.0.0.20"]})
+    assert set(paths(subject)) == {("networks", 1, "vips", 0), ("networks", 1, "vips", 1)}

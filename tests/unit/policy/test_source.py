@@ -14,8 +14,7 @@ networks:
     interface: eth1
     vips: [192.0.2.0/24]
     gateway: 192.0.2.1
-    vips_: 1
-""".replace(b"    vips_: 1\n", b"")
+"""
 
 
 @pytest.fixture
@@ -107,3 +106,10 @@ def test_too_many_values_are_one_problem(vips: str) -> None:
     with pytest.raises(PolicyError, match="more than 250000 values") as caught:
         parse_policy(text.encode(), "p")
     assert len(caught.value.problems) == 1
+
+
+def test_a_misspelt_key_counts_as_the_one_that_was_meant() -> None:
+    text = TEXT.replace(b"192.0.2.0/24", b"192.0.2.7") + b"    on_lnik: [192.0.2.0/24]\n"
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text, "p")
+    assert [p.path for p in caught.value.problems] == [("networks", 0, "on_lnik")]
