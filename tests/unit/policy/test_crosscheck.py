@@ -224,7 +224,6 @@ USES: dict[tuple[str, bool], tuple[dict[str, Any], dict[str, Any]]] = {
     ("isolate_clients", True): ({"isolate_clients": True}, {}),
     ("steering", True): ({"steering": "direct"}, {}),
     ("steering", False): ({}, {"steering": "direct"}),
-    ("backend", False): ({}, {"backend": "nft"}),
     ("egress", False): ({}, {"egress": [{"network": "n0", "sources": ["10.0.0.0/8"]}]}),
     ("probes", False): ({}, {"probes": [{"network": "n0", "address": "198.51.0.0", "port": 1}]}),
 }
@@ -244,7 +243,7 @@ def test_supported_values_of_the_same_keys() -> None:
     quiet = policy(
         {"isolate_clients": False, "steering": "rules", "track": "last"},
         steering="rules",
-        backend="ebpf",
+        backend="nft",
         egress=[],
         probes=[],
     )
