@@ -15,6 +15,7 @@ from datapath.compiler.context import STEERED, Treatment, treat
 from datapath.errors import CompileError, Problem
 from datapath.facts import Facts, IdFacts, LinkFacts
 from datapath.plan.model import NetworkIds
+from datapath.plan.rtnl import RESERVED_TABLES
 from datapath.policy import Network, Policy
 from datapath.policy.marks import capacity, deposit, extract
 from datapath.policy.model import NETWORKS_MAX
@@ -79,7 +80,7 @@ def allocate(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> dict[
         needs,
         lambda need: need.table,
         lambda need: need.network.table or 0,
-        lambda need: need.known.table,
+        lambda need: 0 if need.known.table in RESERVED_TABLES else need.known.table,
         {name: TABLE_BASE + slot for name, slot in slots.items()},
         base=TABLE_BASE,
     )
