@@ -26,10 +26,19 @@ _NS, _NA = 135, 136
 
 def _attach_ns_filter(sock: socket.socket) -> None:
     """Let only neighbour solicitations through: Python must not see every IPv6 packet of a transfer."""
-    code = [(0x30, 0, 0, 20), (0x15, 0, 3, 58), (0x30, 0, 0, 54), (0x15, 0, 1, _NS), (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0)]
+    code = [
+        (0x30, 0, 0, 20),
+        (0x15, 0, 3, 58),
+        (0x30, 0, 0, 54),
+        (0x15, 0, 1, _NS),
+        (0x06, 0, 0, 0xFFFF),
+        (0x06, 0, 0, 0),
+    ]
     program = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
     buffer = ctypes.create_string_buffer(program)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(code), ctypes.addressof(buffer)))
+    sock.setsockopt(
+        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(code), ctypes.addressof(buffer))
+    )
 
 
 class Announcer:
@@ -50,8 +59,11 @@ class Announcer:
             _attach_ns_filter(ndp)
             ndp.bind((device, _ETH_P_IPV6))
             # MetalLB joins each VIP's solicited-node group; all-multicast is the same without one call per VIP.
-            ndp.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP,
-                           struct.pack("iHH8s", socket.if_nametoindex(device), _MR_ALLMULTI, 0, b""))
+            ndp.setsockopt(
+                _SOL_PACKET,
+                _ADD_MEMBERSHIP,
+                struct.pack("iHH8s", socket.if_nametoindex(device), _MR_ALLMULTI, 0, b""),
+            )
             self._mac = arp.getsockname()[4]
             return arp, ndp
 
@@ -75,8 +87,15 @@ class Announcer:
         if len(frame) < 42 or frame[20:22] != b"\0\1" or frame[38:42] not in self._addresses:
             return None
         sender_mac, sender, target = frame[22:28], frame[28:32], frame[38:42]
-        return (sender_mac + self._mac + struct.pack("!HHHBBH", _ETH_P_ARP, 1, 0x0800, 6, 4, 2)
-                + self._mac + target + sender_mac + sender)
+        return (
+            sender_mac
+            + self._mac
+            + struct.pack("!HHHBBH", _ETH_P_ARP, 1, 0x0800, 6, 4, 2)
+            + self._mac
+            + target
+            + sender_mac
+            + sender
+        )
 
     def _ndp(self, frame: bytes) -> bytes | None:
         target, source = frame[62:78], frame[22:38]

@@ -20,12 +20,16 @@ class Proto(enum.StrEnum):
 
 
 class Way(enum.StrEnum):
-    """How packets of a flow leave the node."""
+    """How packets of a flow leave the node.
+
+    `BOUNCED`: the request itself was sent back out of the VLAN, on its way to the pod.
+    """
 
     ROUTER = "VLAN router"
     ON_LINK = "on the VLAN"
     INSIDE = "inside"
     GATEWAY = "default gw"
+    BOUNCED = "request bounced"
     NOWHERE = "nowhere"
 
 
@@ -57,26 +61,61 @@ class Cell:
 def vlan_cells(networks: Sequence[Network]) -> list[Cell]:
     """Return the requests that come in by the VLANs: all fail without a policy."""
     return [
-        Cell(client, backend, proto, family, n.name, n.vips[backend].get(family),
-             Way.ON_LINK if client.startswith("client_vlan") else Way.ROUTER, without_policy=False)
-        for n in networks for client in n.clients for backend in VIP_BACKENDS for proto in Proto for family in FAMILIES
+        Cell(
+            client,
+            backend,
+            proto,
+            family,
+            n.name,
+            n.vips[backend].get(family),
+            Way.ON_LINK if client.startswith("client_vlan") else Way.ROUTER,
+            without_policy=False,
+        )
+        for n in networks
+        for client in n.clients
+        for backend in VIP_BACKENDS
+        for proto in Proto
+        for family in FAMILIES
     ]
 
 
 def inside_cells(networks: Sequence[Network]) -> list[Cell]:
     """Return the requests of pods and nodes to the VIPs: served inside, with and without policy."""
     return [
-        Cell(client, backend, proto, family, n.name, n.vips[backend].get(family), Way.INSIDE, without_policy=True)
-        for n in networks for client in ("pod_a", "pod_b", "node", "pod_remote")
-        for backend in VIP_BACKENDS for proto in Proto for family in FAMILIES
+        Cell(
+            client,
+            backend,
+            proto,
+            family,
+            n.name,
+            n.vips[backend].get(family),
+            Way.INSIDE,
+            without_policy=True,
+        )
+        for n in networks
+        for client in ("pod_a", "pod_b", "node", "pod_remote")
+        for backend in VIP_BACKENDS
+        for proto in Proto
+        for family in FAMILIES
     ]
 
 
 def elsewhere_cells() -> list[Cell]:
     """Return the requests of pods and the node to the rest of the world: by the default gateway, as ever."""
     return [
-        Cell(client, Backend.ELSEWHERE, proto, family, "", topo.ELSEWHERE.get(family), Way.GATEWAY, without_policy=True)
-        for client in ("pod_a", "pod_b", "node") for proto in Proto for family in FAMILIES
+        Cell(
+            client,
+            Backend.ELSEWHERE,
+            proto,
+            family,
+            "",
+            topo.ELSEWHERE.get(family),
+            Way.GATEWAY,
+            without_policy=True,
+        )
+        for client in ("pod_a", "pod_b", "node")
+        for proto in Proto
+        for family in FAMILIES
     ]
 
 

@@ -30,7 +30,9 @@ def apply_to(node: Namespace, networks: Sequence[Network], tool: Tool = "iptable
     """Configure any namespace by the recipe, one mark and one table per network (100 and 0x100 for the first)."""
     for index, network in enumerate(networks):
         node.ip(_routing(network, table=100 + index, mark=0x100 * (index + 1)))
-    node.sysctl({"net/ipv4/conf/all/rp_filter": 0} | {f"net/ipv4/conf/{n.device}/rp_filter": 0 for n in networks})
+    node.sysctl(
+        {"net/ipv4/conf/all/rp_filter": 0} | {f"net/ipv4/conf/{n.device}/rp_filter": 0 for n in networks}
+    )
     for family in FAMILIES:
         program = tool if family == 4 else tool.replace("iptables", "ip6tables")
         node.run(f"{program}-restore", "--noflush", stdin=tables(networks, family))
@@ -50,10 +52,16 @@ def _routing(network: Network, *, table: int, mark: int) -> list[str]:
 
 def tables(networks: Sequence[Network], family: int) -> str:
     """Return the recipe's rules of one family for `iptables-restore`."""
-    mangle = ["*mangle", "-A PREROUTING -j CONNMARK --restore-mark", "-A PREROUTING -m mark ! --mark 0 -j RETURN"]
+    mangle = [
+        "*mangle",
+        "-A PREROUTING -j CONNMARK --restore-mark",
+        "-A PREROUTING -m mark ! --mark 0 -j RETURN",
+    ]
     raw = ["*raw"]
     for index, network in enumerate(networks):
         mangle.append(f"-A PREROUTING -i {network.device} -j MARK --set-mark {0x100 * (index + 1):#x}")
-        raw += [f"-A PREROUTING -i {network.device} -d {network.prefixes[family]} -j RETURN",
-                f"-A PREROUTING -i {network.device} -m rpfilter --invert -j DROP"]
+        raw += [
+            f"-A PREROUTING -i {network.device} -d {network.prefixes[family]} -j RETURN",
+            f"-A PREROUTING -i {network.device} -m rpfilter --invert -j DROP",
+        ]
     return "\n".join([*mangle, "-A POSTROUTING -j CONNMARK --save-mark", "COMMIT", *raw, "COMMIT", ""])

@@ -55,7 +55,9 @@ def services(networks: Sequence[Network], family: int) -> Iterator[Service]:
             vip = vips.get(family)
             if backend is not Backend.HOST_VIP and vip not in seen:
                 seen.add(vip)
-                yield Service(vip, backend_address(backend).get(family), masquerade=backend is Backend.REMOTE_POD)
+                yield Service(
+                    vip, backend_address(backend).get(family), masquerade=backend is Backend.REMOTE_POD
+                )
 
 
 def install(node: Namespace, flavour: Dnat, networks: Sequence[Network]) -> None:
@@ -91,8 +93,13 @@ def _iptables(family: int, chosen: Sequence[Service]) -> str:
     ]
     for s in chosen:
         port = f"[{s.backend}]:{BACKEND_PORT}" if family == 6 else f"{s.backend}:{BACKEND_PORT}"
-        lines += [f"-A KUBE-SERVICES -d {s.vip} -p {p} -m {p} --dport {SERVICE_PORT} -j {s.chain}" for p in ("tcp", "udp")]
-        lines.append(f"-A KUBE-SERVICES -d {s.vip} -p {icmp} -m {icmp.replace('ipv6-icmp', 'icmp6')} {echo} -j {s.chain}")
+        lines += [
+            f"-A KUBE-SERVICES -d {s.vip} -p {p} -m {p} --dport {SERVICE_PORT} -j {s.chain}"
+            for p in ("tcp", "udp")
+        ]
+        lines.append(
+            f"-A KUBE-SERVICES -d {s.vip} -p {icmp} -m {icmp.replace('ipv6-icmp', 'icmp6')} {echo} -j {s.chain}"
+        )
         hairpin = "" if s.masquerade else f"-s {s.backend} "
         lines.append(f"-A {s.chain} {hairpin}-j KUBE-MARK-MASQ")
         lines += [f"-A {s.chain} -p {p} -m {p} -j DNAT --to-destination {port}" for p in ("tcp", "udp")]

@@ -21,9 +21,9 @@ _TIMERS = re.compile(r" (?:\w*timer|gc_timer|expires)\s+\S+")
 def dump_namespace(namespace: Namespace | str) -> dict[str, str]:
     """Return the state of a namespace in sections, each as sorted or kernel-ordered text.
 
-    Sections: rules and routes of all tables (both families), links with addresses, qdiscs, tc filters, all attached eBPF
-    programs, the nft ruleset and both legacy iptables without counters, and every readable sysctl under net/ipv4 and net/ipv6.
-    Connection-tracking and neighbour entries are left out: they come and go with traffic.
+    Sections: rules and routes of all tables (both families), links with addresses, qdiscs, tc filters, all
+    attached eBPF programs, the nft ruleset and both legacy iptables without counters, and every readable sysctl
+    under net/ipv4 and net/ipv6. Connection-tracking and neighbour entries are left out: they come and go with traffic.
 
     Args:
         namespace: the lab's, or the name of any under /var/run/netns.
@@ -38,7 +38,9 @@ def dump_namespace(namespace: Namespace | str) -> dict[str, str]:
         "links": _TIMERS.sub("", ns.run("ip", "-d", "addr")),
         "qdiscs": _sorted(ns.run("tc", "qdisc", "show")),
         "filters": "".join(
-            f"{device} {side}: {text}" for device in devices for side in ("ingress", "egress")
+            f"{device} {side}: {text}"
+            for device in devices
+            for side in ("ingress", "egress")
             if (text := ns.run("tc", "filter", "show", "dev", device, side))
         ),
         "programs": ns.run("bpftool", "net", "show"),
@@ -52,7 +54,7 @@ def dump_namespace(namespace: Namespace | str) -> dict[str, str]:
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     """Return a unified diff of two dumps, empty if they are equal."""
-    parts = []
+    parts: list[str] = []
     for name in sorted({*before, *after}):
         old, new = before.get(name, "").splitlines(), after.get(name, "").splitlines()
         parts += difflib.unified_diff(old, new, f"{name} before", f"{name} after", lineterm="", n=1)

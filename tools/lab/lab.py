@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab: design section 3's node with its surroundings, in network namespaces.
 
-    client, client_overlap -- router --(VLAN: eth0.100)-- node --(eth0)-- gw (default gateway, drops wrong-way replies)
+::
+
+    client, client_overlap -- router --(VLAN: eth0.100)-- node --(eth0)-- gw (drops wrong-way replies)
                     client_vlan -'                        | |           `- node2 -- pod_remote
                                                        pod_a pod_b
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -55,8 +57,13 @@ class Lab:
     """
 
     def __init__(
-        self, *, networks: Sequence[Network] | None = None, dnat: Dnat = Dnat.NFTABLES, vlan: VlanMode = "veth",
-        vlan_address: bool = False, rp_filter: RpFilter | None = None,
+        self,
+        *,
+        networks: Sequence[Network] | None = None,
+        dnat: Dnat = Dnat.NFTABLES,
+        vlan: VlanMode = "veth",
+        vlan_address: bool = False,
+        rp_filter: RpFilter | None = None,
     ) -> None:
         self.networks = tuple(networks) if networks is not None else (topo.network(),)
         self.dnat = dnat
@@ -66,7 +73,7 @@ class Lab:
         self._rp_filter = rp_filter or RpFilter()
         self._namespaces: dict[str, Namespace] = {}
         self._reactor: Reactor | None = None
-        self._old_sigterm: signal.Handlers | object = None
+        self._old_sigterm: Callable[[int, FrameType | None], object] | int | None = None
         self.by_vlan: dict[str, LinkCounter] = {}
         self.by_gateway: LinkCounter
 
@@ -89,7 +96,9 @@ class Lab:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -100,7 +109,7 @@ class Lab:
         for namespace in self._namespaces.values():
             remove(namespace.name)
         self._namespaces.clear()
-        if callable(self._old_sigterm) or isinstance(self._old_sigterm, signal.Handlers):
+        if self._old_sigterm is not None:
             signal.signal(signal.SIGTERM, self._old_sigterm)
             self._old_sigterm = None
 
@@ -112,14 +121,19 @@ class Lab:
             self._add(role)
         self.node.sysctl({"net/ipv4/conf/default/rp_filter": self._rp_filter.default})
         self._build_lan()
-        for role, owner, addresses in (("pod_a", "node", topo.POD_A), ("pod_b", "node", topo.POD_B),
-                                       ("pod_remote", "node2", topo.POD_REMOTE)):
+        for role, owner, addresses in (
+            ("pod_a", "node", topo.POD_A),
+            ("pod_b", "node", topo.POD_B),
+            ("pod_remote", "node2", topo.POD_REMOTE),
+        ):
             self._leaf(role, owner, addresses)
         for network in self.networks:
             self._build_network(network)
         self._route_lan()
-        self.node.sysctl({"net/ipv4/conf/all/rp_filter": self._rp_filter.all}
-                         | {f"net/ipv4/conf/{d}/rp_filter": v for d, v in self._rp_filter.devices.items()})
+        self.node.sysctl(
+            {"net/ipv4/conf/all/rp_filter": self._rp_filter.all}
+            | {f"net/ipv4/conf/{d}/rp_filter": v for d, v in self._rp_filter.devices.items()}
+        )
         dnat_rules.install(self.node, self.dnat, self.networks)
         self._observe()
         self._serve()
@@ -129,58 +143,119 @@ class Lab:
         self._namespaces[role] = namespace
         namespace.create()
         off = {f"net/ipv4/conf/{which}/rp_filter": 0 for which in ("all", "default")}
-        # The lab sends many errors on purpose; the kernel would keep most of them back. A handshake that went the wrong
-        # way must not be tried again by the server, or it shows up seconds later, among the next probes' packets.
-        limits = {"net/ipv4/icmp_ratelimit": 0, "net/ipv6/icmp/ratelimit": 0, "net/ipv4/tcp_synack_retries": 0}
+        # The lab sends many errors on purpose; the kernel would keep most of them back. A handshake that went
+        # the wrong way must not be tried again by the server: it would show up among the next probes' packets.
+        limits = {
+            "net/ipv4/icmp_ratelimit": 0,
+            "net/ipv6/icmp/ratelimit": 0,
+            "net/ipv4/tcp_synack_retries": 0,
+        }
         forward = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1} if forwarding else {}
         namespace.sysctl(off | limits | forward)
         return namespace
 
     def _build_lan(self) -> None:
         gw = self["gw"]
-        gw.ip(["link add br-lan type bridge forward_delay 0", "link set br-lan up",
-               f"addr add {topo.GW.v4}/24 dev br-lan", f"addr add {topo.GW.v6}/64 dev br-lan",
-               f"addr add {topo.ELSEWHERE.v4}/32 dev lo", f"addr add {topo.ELSEWHERE.v6}/128 dev lo"])
+        gw.ip(
+            [
+                "link add br-lan type bridge forward_delay 0",
+                "link set br-lan up",
+                f"addr add {topo.GW.v4}/24 dev br-lan",
+                f"addr add {topo.GW.v6}/64 dev br-lan",
+                f"addr add {topo.ELSEWHERE.v4}/32 dev lo",
+                f"addr add {topo.ELSEWHERE.v6}/128 dev lo",
+            ]
+        )
         for role, addresses in (("node", topo.NODE), ("node2", topo.NODE2)):
-            self[role].ip([f"link add eth0 type veth peer name {role} netns {gw.name}", "link set eth0 up",
-                           f"addr add {addresses.v4}/24 dev eth0", f"addr add {addresses.v6}/64 dev eth0",
-                           f"route add default via {topo.GW.v4} dev eth0", f"-6 route add default via {topo.GW.v6} dev eth0"])
+            self[role].ip(
+                [
+                    f"link add eth0 type veth peer name {role} netns {gw.name}",
+                    "link set eth0 up",
+                    f"addr add {addresses.v4}/24 dev eth0",
+                    f"addr add {addresses.v6}/64 dev eth0",
+                    f"route add default via {topo.GW.v4} dev eth0",
+                    f"-6 route add default via {topo.GW.v6} dev eth0",
+                ]
+            )
             gw.ip([f"link set {role} master br-lan", f"link set {role} up"])
 
     def _leaf(self, role: str, owner: str, addresses: Pair) -> None:
         """Add a namespace with one routed link, as Calico does it: nothing but its owner is reachable on-link."""
         device = f"to-{role}"[:15]
         leaf = self._add(role, forwarding=False)
-        leaf.ip([f"link add eth0 type veth peer name {device} netns {self[owner].name}", "link set eth0 up",
-                 f"addr add {addresses.v4}/32 dev eth0", f"addr add {addresses.v6}/128 dev eth0"])
-        self[owner].ip([f"link set {device} up", f"addr add 169.254.1.1/32 dev {device} scope link",
-                        f"addr add fe80::1/64 dev {device}",
-                        f"route add {addresses.v4}/32 dev {device}", f"-6 route add {addresses.v6}/128 dev {device}"])
-        leaf.ip(["route add default via 169.254.1.1 dev eth0 onlink", "-6 route add default via fe80::1 dev eth0"])
+        leaf.ip(
+            [
+                f"link add eth0 type veth peer name {device} netns {self[owner].name}",
+                "link set eth0 up",
+                f"addr add {addresses.v4}/32 dev eth0",
+                f"addr add {addresses.v6}/128 dev eth0",
+            ]
+        )
+        self[owner].ip(
+            [
+                f"link set {device} up",
+                f"addr add 169.254.1.1/32 dev {device} scope link",
+                f"addr add fe80::1/64 dev {device}",
+                f"route add {addresses.v4}/32 dev {device}",
+                f"-6 route add {addresses.v6}/128 dev {device}",
+            ]
+        )
+        leaf.ip(
+            ["route add default via 169.254.1.1 dev eth0 onlink", "-6 route add default via fe80::1 dev eth0"]
+        )
 
     def _build_network(self, network: Network) -> None:
         router = self._add(network.role("router"))
         vlan_client = self._add(network.role("client_vlan"), forwarding=False)
-        router.ip(["link add br-vlan type bridge forward_delay 0", "link set br-vlan up",
-                   f"addr add {network.gateway.v4}/24 dev br-vlan", f"addr add {network.gateway.v6}/64 dev br-vlan"])
-        vlan_client.ip([f"link add eth0 type veth peer name vclient netns {router.name}", "link set eth0 up",
-                        f"addr add {network.client_vlan.v4}/24 dev eth0", f"addr add {network.client_vlan.v6}/64 dev eth0",
-                        f"route add default via {network.gateway.v4} dev eth0",
-                        f"-6 route add default via {network.gateway.v6} dev eth0"])
+        router.ip(
+            [
+                "link add br-vlan type bridge forward_delay 0",
+                "link set br-vlan up",
+                f"addr add {network.gateway.v4}/24 dev br-vlan",
+                f"addr add {network.gateway.v6}/64 dev br-vlan",
+            ]
+        )
+        vlan_client.ip(
+            [
+                f"link add eth0 type veth peer name vclient netns {router.name}",
+                "link set eth0 up",
+                f"addr add {network.client_vlan.v4}/24 dev eth0",
+                f"addr add {network.client_vlan.v6}/64 dev eth0",
+                f"route add default via {network.gateway.v4} dev eth0",
+                f"-6 route add default via {network.gateway.v6} dev eth0",
+            ]
+        )
         if self._vlan == "veth":
             self.node.ip([f"link add {network.device} type veth peer name node netns {router.name}"])
         else:
             self.node.ip([f"link add link eth0 name {network.device} type vlan id {network.vlan_id}"])
             # A VLAN device may leave its trunk's namespace; the tag still ends at the gateway's port.
-            self["gw"].ip([f"link add link node name vlan-node type vlan id {network.vlan_id}",
-                           f"link set vlan-node netns {router.name} name node"])
+            self["gw"].ip(
+                [
+                    f"link add link node name vlan-node type vlan id {network.vlan_id}",
+                    f"link set vlan-node netns {router.name} name node",
+                ]
+            )
         self.node.ip([f"link set {network.device} up"])
         if self._vlan_address:
-            net4, net6 = (str(a).rsplit(s, 1)[0] for a, s in ((network.gateway.v4, "."), (network.gateway.v6, ":")))
+            net4, net6 = (
+                str(a).rsplit(s, 1)[0] for a, s in ((network.gateway.v4, "."), (network.gateway.v6, ":"))
+            )
             # noprefixroute: the VIPs' subnet must not become reachable by the main table.
-            self.node.ip([f"addr add {net4}.9/24 dev {network.device} noprefixroute",
-                          f"addr add {net6}:9/64 dev {network.device} noprefixroute"])
-        router.ip(["link set node master br-vlan", "link set node up", "link set vclient master br-vlan", "link set vclient up"])
+            self.node.ip(
+                [
+                    f"addr add {net4}.9/24 dev {network.device} noprefixroute",
+                    f"addr add {net6}:9/64 dev {network.device} noprefixroute",
+                ]
+            )
+        router.ip(
+            [
+                "link set node master br-vlan",
+                "link set node up",
+                "link set vclient master br-vlan",
+                "link set vclient up",
+            ]
+        )
         for base in ("client", "client_overlap"):
             self._leaf(network.role(base), network.role("router"), network.clients[network.role(base)])
         self._add_vips(network, router, vlan_client)
@@ -192,14 +267,26 @@ class Lab:
         for vips in network.vips.values():
             if not str(vips.v4).startswith(own):
                 for namespace, device in ((router, "br-vlan"), (vlan_client, "eth0")):
-                    namespace.ip([f"route add {vips.v4}/32 dev {device}", f"-6 route add {vips.v6}/128 dev {device}"])
+                    namespace.ip(
+                        [f"route add {vips.v4}/32 dev {device}", f"-6 route add {vips.v6}/128 dev {device}"]
+                    )
 
     def _route_lan(self) -> None:
         """Routes between the nodes; pods of node2 come to the VIPs through the node, not by DNAT of their own."""
-        self.node.ip([f"route add 10.112.2.0/24 via {topo.NODE2.v4}", f"-6 route add fd00:10:112:2::/64 via {topo.NODE2.v6}"])
+        self.node.ip(
+            [
+                f"route add 10.112.2.0/24 via {topo.NODE2.v4}",
+                f"-6 route add fd00:10:112:2::/64 via {topo.NODE2.v6}",
+            ]
+        )
         vips = {a for n in self.networks for p in n.vips.values() for a in p}
-        self["node2"].ip([f"route add 10.112.1.0/24 via {topo.NODE.v4}", f"-6 route add fd00:10:112:1::/64 via {topo.NODE.v6}"]
-                         + [f"-{a.version} route add {a} via {topo.NODE.get(a.version)}" for a in sorted(vips, key=str)])
+        self["node2"].ip(
+            [
+                f"route add 10.112.1.0/24 via {topo.NODE.v4}",
+                f"-6 route add fd00:10:112:1::/64 via {topo.NODE.v6}",
+            ]
+            + [f"-{a.version} route add {a} via {topo.NODE.get(a.version)}" for a in sorted(vips, key=str)]
+        )
 
     # -- observing and serving --------------------------------------------------------------------
 
@@ -218,9 +305,13 @@ class Lab:
         # Whoever asks eth0's subnet for an overlapping client gets the gateway, which counts and drops.
         overlaps = [a for n in self.networks for a in n.client_overlap]
         self._reactor.announce(Announcer(self["gw"], "br-lan", overlaps))
-        places = [("pod_a", topo.POD_A, topo.BACKEND_PORT), ("pod_remote", topo.POD_REMOTE, topo.BACKEND_PORT),
-                  ("node", topo.NODE, topo.BACKEND_PORT), ("gw", topo.ELSEWHERE, topo.SERVICE_PORT),
-                  *(("node", vip, topo.SERVICE_PORT) for vip in dict.fromkeys(held))]
+        places = [
+            ("pod_a", topo.POD_A, topo.BACKEND_PORT),
+            ("pod_remote", topo.POD_REMOTE, topo.BACKEND_PORT),
+            ("node", topo.NODE, topo.BACKEND_PORT),
+            ("gw", topo.ELSEWHERE, topo.SERVICE_PORT),
+            *(("node", vip, topo.SERVICE_PORT) for vip in dict.fromkeys(held)),
+        ]
         for role, addresses, port in places:
             for address in addresses:
                 self._reactor.serve(self[role], role, address, port)
@@ -244,10 +335,16 @@ class Lab:
         internal = ", ".join(f'"{c}"' for c in (*topo.POD_CIDRS.values(), *topo.SERVICE_CIDRS.values()))
         text = f"version: 1\nnode:\n  internal: [{internal}]\nnetworks:\n"
         for n in self.networks:
-            place = f"interface: {n.device}" if self._vlan == "veth" else f"vlan: {{parent: eth0, id: {n.vlan_id}}}"
+            place = (
+                f"interface: {n.device}"
+                if self._vlan == "veth"
+                else f"vlan: {{parent: eth0, id: {n.vlan_id}}}"
+            )
             vips = ", ".join(f'"{p}"' for p in n.prefixes.values())
-            text += (f"  - name: {n.name}\n    {place}\n    vips: [{vips}]\n"
-                     f'    gateway: ["{n.gateway.v4}", "{n.gateway.v6}"]\n{network_extra}')
+            text += (
+                f"  - name: {n.name}\n    {place}\n    vips: [{vips}]\n"
+                f'    gateway: ["{n.gateway.v4}", "{n.gateway.v6}"]\n{network_extra}'
+            )
         return text + extra
 
     def write_policy(self, path: Path, *, extra: str = "", network_extra: str = "") -> Path:

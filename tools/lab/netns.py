@@ -86,8 +86,14 @@ class Namespace:
         """
         _checked(["ip", "netns", "add", self.name], None)
         # An address is usable at once without duplicate address detection; the lab's are unique.
-        self.sysctl({"net/ipv6/conf/all/accept_dad": 0, "net/ipv6/conf/default/accept_dad": 0,
-                     "net/ipv6/conf/default/router_solicitations": 0, "net/ipv6/conf/default/accept_ra": 0})
+        self.sysctl(
+            {
+                "net/ipv6/conf/all/accept_dad": 0,
+                "net/ipv6/conf/default/accept_dad": 0,
+                "net/ipv6/conf/default/router_solicitations": 0,
+                "net/ipv6/conf/default/accept_ra": 0,
+            }
+        )
         self.ip(["link set lo up"])
 
     def argv(self, *argv: str) -> list[str]:
@@ -161,5 +167,7 @@ class Namespace:
 def _checked(argv: list[str], stdin: str | None) -> str:
     done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise LabError(f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip()}\n{stdin or ''}")
+        raise LabError(
+            f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip()}\n{stdin or ''}"
+        )
     return done.stdout

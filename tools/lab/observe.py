@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the node's packets went: nft counters at the other ends of its two links.
 
-They hang at the ingress of the router's and the gateway's port, so they see every frame that left the node there, also what
-goes straight to a client on the VLAN. After un-DNAT the source of a reply is the VIP, so (source, destination, protocol) names the cell.
+They hang at the ingress of the router's and the gateway's port, so they see every frame that left the node there,
+also what goes straight to a client on the VLAN. After un-DNAT the source of a reply is the VIP, so (source,
+destination, protocol) names the cell.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ table netdev lab {{
   counter wrong_way {{ }}
   chain in {{
     type filter hook ingress device "{device}" priority 0; policy accept;
-    icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report }} accept
+    icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld2-listener-report }} accept
     update @seen4 {{ ether daddr . ip saddr . ip daddr . ip protocol }}
     meta protocol ip6 update @seen6 {{ ether daddr . ip6 saddr . ip6 daddr . meta l4proto }}
     ip daddr @wrong4 counter name wrong_way drop
@@ -68,16 +69,22 @@ class LinkCounter:
         """Return what was counted since the last reset."""
         result = []
         for family in (4, 6):
-            listing = json.loads(self._namespace.run("nft", "-j", "list", "set", "netdev", "lab", f"seen{family}"))
+            listing = json.loads(
+                self._namespace.run("nft", "-j", "list", "set", "netdev", "lab", f"seen{family}")
+            )
             for item in listing["nftables"]:
                 for element in item.get("set", {}).get("elem", ()):
                     mac, source, destination, protocol = element["elem"]["val"]["concat"]
-                    result.append(Seen(mac, source, destination, str(protocol), element["elem"]["counter"]["packets"]))
+                    result.append(
+                        Seen(mac, source, destination, str(protocol), element["elem"]["counter"]["packets"])
+                    )
         return result
 
     def wrong_way(self) -> int:
         """Return the number of packets dropped because they should not have come here."""
-        listing = json.loads(self._namespace.run("nft", "-j", "list", "counter", "netdev", "lab", "wrong_way"))
+        listing = json.loads(
+            self._namespace.run("nft", "-j", "list", "counter", "netdev", "lab", "wrong_way")
+        )
         return sum(int(i["counter"]["packets"]) for i in listing["nftables"] if "counter" in i)
 
 

@@ -24,8 +24,13 @@ from tools.lab.topology import Backend, IpAddress
 _WORKERS = 48
 _RESEND = 0.3
 _echo_ids = itertools.count(os.getpid())
-_SERVERS = {Backend.LOCAL_POD: "pod_a", Backend.REMOTE_POD: "pod_remote", Backend.HOST_VIP: "node",
-            Backend.HOST_DNAT: "node", Backend.ELSEWHERE: "gw"}
+_SERVERS = {
+    Backend.LOCAL_POD: "pod_a",
+    Backend.REMOTE_POD: "pod_remote",
+    Backend.HOST_VIP: "node",
+    Backend.HOST_DNAT: "node",
+    Backend.ELSEWHERE: "gw",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def probe_all(lab: Lab, cells: Sequence[Cell], *, seconds: float = 1.0) -> list[
 
 
 def ask(lab: Lab, cell: Cell, *, seconds: float = 1.0) -> Answer:
-    """Make one cell's request from the calling thread, which stays in the client's namespace: call it in a thread made for it."""
+    """Make one cell's request from the calling thread, which stays in the client's namespace: not the main thread."""
     if threading.current_thread() is threading.main_thread():
         raise RuntimeError("the main thread must not change its namespace")
     enter(lab[cell.client].name)
@@ -91,7 +96,9 @@ def ask(lab: Lab, cell: Cell, *, seconds: float = 1.0) -> Answer:
         return Answer(served=False, error=str(error) or type(error).__name__)
     expected = _SERVERS[cell.backend]
     if reply["server"] != expected:
-        return Answer(served=False, source=reply["source"], error=f"{reply['server']} answered instead of {expected}")
+        return Answer(
+            served=False, source=reply["source"], error=f"{reply['server']} answered instead of {expected}"
+        )
     return Answer(served=True, source=reply["source"])
 
 
@@ -148,7 +155,7 @@ def echo(target: IpAddress, *, seconds: float = 1.0, payload: bytes = b"datapath
             try:
                 while True:
                     data = sock.recv(65536)
-                    data = data[(data[0] & 15) * 4:] if v4 else data
+                    data = data[(data[0] & 15) * 4 :] if v4 else data
                     if data[0] == kinds[1] and data[4:6] == struct.pack("!H", ident):
                         return
             except TimeoutError:
@@ -166,33 +173,10 @@ def echo_request(kind: int, ident: int, sequence: int, payload: bytes) -> bytes:
 
 
 def _judge(
-    lab: Lab, cell: Cell, answer: Answer, gateway: Sequence[Seen], vlans: dict[str, list[Seen]],
+    lab: Lab, cell: Cell, answer: Answer, gateway: Sequence[Seen], vlans: dict[str, list[Seen]]
 ) -> ProbeResult:
-    ways, notes = set(), []
-    if cell.expect in (Way.ROUTER, Way.ON_LINK):
-        network = next(n for n in lab.networks if n.name == cell.network)
-        client = str(network.clients[cell.client].get(cell.family))
-        router_mac = _mac(lab, network.role("router"), "br-vlan")
-        flow = [(s, n) for n, seen in vlans.items() for s in seen if _is(s, str(cell.target), client, cell.proto)]
-        for seen, name in flow:
-            ways.add(Way.ROUTER if seen.mac == router_mac else Way.ON_LINK)
-            if name != cell.network:
-                notes.append(f"left by {name}")
-        if any(_is(s, str(cell.target), client, cell.proto) for s in gateway):
-            ways.add(Way.GATEWAY)
-    else:
-        leaked = _leaks(lab, cell, vlans)
-        if leaked:
-            ways.add(Way.ROUTER)
-            notes.append(f"left by the VLAN: {leaked[0].source} > {leaked[0].destination}")
-        if cell.expect is Way.GATEWAY:
-            node = str(topo.NODE.get(cell.family))
-            if any(_is(s, node, str(cell.target), cell.proto) for s in gateway):
-                ways.add(Way.GATEWAY)
-            if answer.served and cell.proto is not Proto.ICMP and answer.source != node:
-                notes.append(f"came from {answer.source} instead of {node}")
-        elif answer.served and not leaked:
-            ways.add(Way.INSIDE)
+    by_vlan = cell.expect in (Way.ROUTER, Way.ON_LINK)
+    ways, notes = (_ways_to_client if by_vlan else _ways_from_inside)(lab, cell, answer, gateway, vlans)
     ok = answer.served and ways == {cell.expect} and not notes
     if answer.error:
         notes.insert(0, answer.error)
@@ -201,16 +185,74 @@ def _judge(
     return ProbeResult(cell, ok, frozenset(ways), "; ".join(notes) or answer.source)
 
 
+def _ways_to_client(
+    lab: Lab,
+    cell: Cell,
+    _answer: Answer,
+    gateway: Sequence[Seen],
+    vlans: dict[str, list[Seen]],
+) -> tuple[set[Way], list[str]]:
+    ways: set[Way] = set()
+    notes = []
+    network = next(n for n in lab.networks if n.name == cell.network)
+    client = str(network.clients[cell.client].get(cell.family))
+    router_mac = _mac(lab, network.role("router"), "br-vlan")
+    for name, seen in ((n, s) for n, entries in vlans.items() for s in entries):
+        if _is(seen, str(cell.target), client, cell.proto):
+            ways.add(Way.ROUTER if seen.mac == router_mac else Way.ON_LINK)
+            if name != cell.network:
+                notes.append(f"left by {name}")
+        elif cell.backend is not Backend.HOST_VIP:
+            server = str(topo.backend_address(cell.backend).get(cell.family))
+            if _is(seen, client, server, cell.proto):
+                ways.add(Way.BOUNCED)
+    if any(_is(s, str(cell.target), client, cell.proto) for s in gateway):
+        ways.add(Way.GATEWAY)
+    return ways, notes
+
+
+def _ways_from_inside(
+    lab: Lab,
+    cell: Cell,
+    answer: Answer,
+    gateway: Sequence[Seen],
+    vlans: dict[str, list[Seen]],
+) -> tuple[set[Way], list[str]]:
+    ways: set[Way] = set()
+    notes = []
+    leaked = _leaks(lab, cell, vlans)
+    if leaked:
+        ways.add(Way.ROUTER)
+        notes.append(f"left by the VLAN: {leaked[0].source} > {leaked[0].destination}")
+    if cell.expect is Way.GATEWAY:
+        node = str(topo.NODE.get(cell.family))
+        if any(_is(s, node, str(cell.target), cell.proto) for s in gateway):
+            ways.add(Way.GATEWAY)
+        if answer.served and cell.proto is not Proto.ICMP and answer.source != node:
+            notes.append(f"came from {answer.source} instead of {node}")
+    elif answer.served and not leaked:
+        ways.add(Way.INSIDE)
+    return ways, notes
+
+
 def _is(seen: Seen, source: str, destination: str, proto: Proto) -> bool:
-    return seen.source == source and seen.destination == destination and seen.protocol.removeprefix("ipv6-") == proto
+    return (
+        seen.source == source
+        and seen.destination == destination
+        and seen.protocol.removeprefix("ipv6-") == proto
+    )
 
 
 def _leaks(lab: Lab, cell: Cell, vlans: dict[str, list[Seen]]) -> list[Seen]:
     """Return what left by any VLAN and is not an answer to a client there: nothing of that kind ever may."""
     clients = {str(a) for n in lab.networks for p in n.clients.values() for a in p}
     return [
-        s for seen in vlans.values() for s in seen
-        if s.destination not in clients and s.protocol.removeprefix("ipv6-") == cell.proto and (":" in s.source) == (cell.family == 6)
+        s
+        for seen in vlans.values()
+        for s in seen
+        if s.destination not in clients
+        and s.protocol.removeprefix("ipv6-") == cell.proto
+        and (":" in s.source) == (cell.family == 6)
     ]
 
 

@@ -2,7 +2,7 @@
 """The lab's servers: TCP and UDP at any address of any namespace, served by threads of this process.
 
 TCP takes lines, as many as wanted on one connection: ``who`` answers who asked whom, ``down N`` sends N bytes,
-``up N`` takes N bytes and answers their CRC-32. A UDP datagram ``who`` gets the same answer, any other comes back as it is.
+``up N`` takes N bytes and answers their CRC-32. A UDP datagram ``who`` gets the same answer, any other comes back.
 """
 
 from __future__ import annotations

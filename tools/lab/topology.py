@@ -86,7 +86,10 @@ class Network:
     @property
     def prefixes(self) -> dict[int, str]:
         """The on-link prefixes, by family."""
-        return {4: str(self.gateway.v4).rsplit(".", 1)[0] + ".0/24", 6: str(self.gateway.v6).rsplit(":", 1)[0] + ":/64"}
+        return {
+            4: str(self.gateway.v4).rsplit(".", 1)[0] + ".0/24",
+            6: str(self.gateway.v6).rsplit(":", 1)[0] + ":/64",
+        }
 
     def role(self, base: str) -> str:
         """Return the namespace role (``client``, ``client_vlan``, ``client_overlap``, ``router``) of this network."""
@@ -95,8 +98,11 @@ class Network:
     @property
     def clients(self) -> dict[str, Pair]:
         """The clients' addresses by role."""
-        return {self.role("client"): self.client, self.role("client_vlan"): self.client_vlan,
-                self.role("client_overlap"): self.client_overlap}
+        return {
+            self.role("client"): self.client,
+            self.role("client_vlan"): self.client_vlan,
+            self.role("client_overlap"): self.client_overlap,
+        }
 
 
 def network(index: int = 0, *, same_clients: bool = False, same_vips: bool = False) -> Network:
@@ -112,8 +118,11 @@ def network(index: int = 0, *, same_clients: bool = False, same_vips: bool = Fal
     far = 0 if same_clients else index
     vip4, vip6 = (net4, net6) if not same_vips else ("1.2.3", "2001:db8:100:")
     return Network(
-        name="public" if index == 0 else f"public{index + 1}", suffix="" if index == 0 else str(index + 1),
-        vlan_id=vlan_id, device=f"eth0.{vlan_id}", gateway=pair(f"{net4}.1", f"{net6}:1"),
+        name="public" if index == 0 else f"public{index + 1}",
+        suffix="" if index == 0 else str(index + 1),
+        vlan_id=vlan_id,
+        device=f"eth0.{vlan_id}",
+        gateway=pair(f"{net4}.1", f"{net6}:1"),
         client=pair(f"198.51.{100 + far}.10", f"2001:db8:c{far:02x}::10"),
         client_vlan=pair(f"{net4}.200", f"{net6}:200"),
         client_overlap=pair(f"192.168.1.{77 + index}", f"2001:db8:1::{77 + index}"),
@@ -123,8 +132,12 @@ def network(index: int = 0, *, same_clients: bool = False, same_vips: bool = Fal
 
 def backend_address(backend: Backend) -> Pair:
     """Return where kube-proxy sends a backend kind's traffic (host VIPs are not sent anywhere)."""
-    return {Backend.LOCAL_POD: POD_A, Backend.REMOTE_POD: POD_REMOTE, Backend.HOST_DNAT: NODE,
-            Backend.ELSEWHERE: ELSEWHERE}[backend]
+    return {
+        Backend.LOCAL_POD: POD_A,
+        Backend.REMOTE_POD: POD_REMOTE,
+        Backend.HOST_DNAT: NODE,
+        Backend.ELSEWHERE: ELSEWHERE,
+    }[backend]
 
 
 def family_of(address: str | IpAddress) -> int:

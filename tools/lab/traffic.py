@@ -26,7 +26,9 @@ def family(target: IpAddress) -> socket.AddressFamily:
     return socket.AF_INET if target.version == 4 else socket.AF_INET6
 
 
-def connect(lab: Lab, role: str, target: IpAddress, *, seconds: float = _PATIENCE, port: int = topo.SERVICE_PORT) -> socket.socket:
+def connect(
+    lab: Lab, role: str, target: IpAddress, *, seconds: float = _PATIENCE, port: int = topo.SERVICE_PORT
+) -> socket.socket:
     """Return a TCP connection from a namespace.
 
     Raises:
@@ -42,7 +44,9 @@ def connect(lab: Lab, role: str, target: IpAddress, *, seconds: float = _PATIENC
     return sock
 
 
-def datagrams(lab: Lab, role: str, target: IpAddress, *, seconds: float = 3.0, port: int = topo.SERVICE_PORT) -> socket.socket:
+def datagrams(
+    lab: Lab, role: str, target: IpAddress, *, seconds: float = 3.0, port: int = topo.SERVICE_PORT
+) -> socket.socket:
     """Return a connected UDP socket of a namespace."""
     sock = lab[role].socket(family(target), socket.SOCK_DGRAM)
     sock.settimeout(seconds)
@@ -131,7 +135,9 @@ class Background:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join(timeout=2 * _PATIENCE)
         self.finish()
@@ -140,7 +146,7 @@ class Background:
 class Transfer(Background):
     """A TCP connection that downloads and uploads without end, and compares every byte."""
 
-    SIZE = 1 << 20
+    SIZE = 1 << 18
 
     def __init__(self, lab: Lab, role: str, target: IpAddress) -> None:
         super().__init__()
@@ -148,8 +154,11 @@ class Transfer(Background):
         self._expected = zlib.crc32(pattern(self.SIZE))
 
     def turn(self) -> None:
-        """One MiB down, one MiB up."""
-        for name, crc in (("download", download(self._sock, self.SIZE)), ("upload", upload(self._sock, self.SIZE))):
+        """A quarter of a MiB down, the same up."""
+        for name, crc in (
+            ("download", download(self._sock, self.SIZE)),
+            ("upload", upload(self._sock, self.SIZE)),
+        ):
             if crc != self._expected:
                 raise ConnectionError(f"{name} is damaged")
 
@@ -182,7 +191,11 @@ class PingFlood(Background):
 
     def turn(self) -> None:
         """Send one and take what has come."""
-        self._sock.send(echo_request(8 if self._v4 else 128, self._ident, self.sent & 0xFFFF, struct.pack("!I", self.sent)))
+        self._sock.send(
+            echo_request(
+                8 if self._v4 else 128, self._ident, self.sent & 0xFFFF, struct.pack("!I", self.sent)
+            )
+        )
         self.sent += 1
         self._take(self.INTERVAL)
 
@@ -198,6 +211,6 @@ class PingFlood(Background):
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and select.select([self._sock], [], [], left)[0]:
             data = self._sock.recv(65536)
-            data = data[(data[0] & 15) * 4:] if self._v4 else data
+            data = data[(data[0] & 15) * 4 :] if self._v4 else data
             if data[0] == (0 if self._v4 else 129) and data[4:6] == struct.pack("!H", self._ident):
                 self._answered.add(struct.unpack("!I", data[8:12])[0])
