@@ -64,9 +64,15 @@ _IMPURE_MODULES: Final = frozenset(
 _IMPURE_CALLS: Final = frozenset({"open", "input", "exec", "eval", "__import__"})
 #: Ways to the kernel, which only kernel/ takes.
 _KERNEL_MODULES: Final = frozenset({"bcc", "ctypes", "nftables", "pyroute2", "socket", "subprocess"})
-#: Programs of their own: the second is the child process that keeps bcc's memory out of the daemon.
+#: The command line, and child processes that end with their one answer: one keeps bcc's memory out of the
+#: daemon, one gives nft a network namespace.
 _PROGRAMS: Final = frozenset(
-    {"datapath/cli.py", "datapath/__main__.py", "datapath/kernel/bpf/compile_child.py"}
+    {
+        "datapath/cli.py",
+        "datapath/__main__.py",
+        "datapath/kernel/bpf/compile_child.py",
+        "datapath/kernel/sandbox.py",
+    }
 )
 
 
