@@ -12,10 +12,16 @@
 #include <linux/types.h>
 
 /* To be raised with every change of this file: a running program of another version is replaced, never updated. */
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 
-/* Slot 0 belongs to no network. */
+/* Slot 0 belongs to no network: it holds the source rules of all, and counts what is dropped before a network is known. */
 #define SLOT_NONE 0
+
+/*
+ * vlan_proto of a key that stands for a device with checked networks: a frame that hides its tag behind too many
+ * others is dropped there.
+ */
+#define VLAN_PROTO_GUARD 0xffff
 
 /* What becomes of a packet. The names are those of the counters; Python has the same list. */
 enum verdict {
@@ -42,6 +48,17 @@ enum other_check {
 	OTHER_CHECK_STRICT,
 };
 
+enum source_check {
+	SOURCE_CHECK_OFF,
+	SOURCE_CHECK_COMMON, /* only the rules of slot 0 */
+	SOURCE_CHECK_OWN,    /* those and the network's own */
+};
+
+enum source_action {
+	SOURCE_ALLOW = 1,
+	SOURCE_DENY = 2,
+};
+
 /* Where a network's packets are first seen. */
 struct network_key {
 	__u32 ifindex;
@@ -56,7 +73,7 @@ struct network {
 	__u8 vip_check;
 	__u8 other_check;
 	__u8 check_martians;
-	__u8 check_sources;
+	__u8 source_check;
 	__u8 reserved[2];
 };
 
@@ -67,6 +84,57 @@ struct counter {
 
 struct network_counters {
 	struct counter verdicts[VERDICT_COUNT];
+};
+
+/*
+ * Keys of the tries. The slot comes first and is always matched in full, so one trie holds the prefixes of all
+ * networks; prefix_length counts its 32 bits too.
+ */
+#define SLOT_BITS 32
+
+struct prefix4_key {
+	__u32 prefix_length;
+	__u32 slot;
+	__be32 address;
+};
+
+struct prefix6_key {
+	__u32 prefix_length;
+	__u32 slot;
+	__be32 address[4];
+};
+
+/* What the longest match says. `length` is that of the address part: two lists are compared by it. */
+struct prefix_value {
+	__u8 action; /* enum source_action; SOURCE_ALLOW in the other tries */
+	__u8 length;
+	__u8 reserved[2];
+};
+
+/* Written by the reader of drop samples; without one nothing is sampled. */
+struct drop_control {
+	__u64 until_ns; /* CLOCK_MONOTONIC: a reader that died is forgotten */
+	__u32 per_second; /* and CPU */
+	__u32 reader;
+};
+
+struct drop_window {
+	__u64 start_ns;
+	__u64 samples;
+};
+
+struct drop_event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 ifindex; /* where the program is attached */
+	__u16 slot;
+	__u16 source_port; /* 0 without ports or in a later fragment */
+	__u16 destination_port;
+	__u8 verdict;
+	__u8 version; /* 4, 6; 0 if malformed */
+	__u8 protocol;
+	__u8 reserved[3];
+	__be32 source[4]; /* IPv4: the first of four */
+	__be32 destination[4];
 };
 
 /* Says what a loaded program is, to a process that did not load it. */

@@ -21,4 +21,24 @@ BPF_TABLE("array", __u32, struct network_counters, dp_carried, COUNTERS_CAPACITY
 
 BPF_TABLE("array", __u32, struct program_meta, dp_meta, 1);
 
+/* Tries take memory for what they hold only; PREFIXES_LIMIT is but an upper bound. */
+#define PREFIXES_LIMIT (1 << 22)
+#define TRIE(key, name) BPF_F_TABLE("lpm_trie", struct key, struct prefix_value, name, PREFIXES_LIMIT, BPF_F_NO_PREALLOC)
+
+/* Source rules by network, those of all networks in slot 0. */
+TRIE(prefix4_key, dp_sources4);
+TRIE(prefix6_key, dp_sources6);
+
+/* What is served on a network. */
+TRIE(prefix4_key, dp_vips4);
+TRIE(prefix6_key, dp_vips6);
+
+/* What the network's own table can reach. */
+TRIE(prefix4_key, dp_feasible4);
+TRIE(prefix6_key, dp_feasible6);
+
+BPF_TABLE("array", __u32, struct drop_control, dp_drop_control, 1);
+BPF_TABLE("percpu_array", __u32, struct drop_window, dp_drop_window, 1);
+BPF_RINGBUF_OUTPUT(dp_drops, DROP_BUFFER_PAGES);
+
 #endif

@@ -16,6 +16,16 @@ static __always_inline long packet_load(struct __sk_buff *skb, __u32 offset, voi
 	return bpf_skb_load_bytes(skb, offset, to, size);
 }
 
+static __always_inline __u32 packet_length(const struct __sk_buff *skb)
+{
+	return skb->len;
+}
+
+static __always_inline _Bool packet_is_merged(const struct __sk_buff *skb)
+{
+	return skb->gso_segs > 1;
+}
+
 /* GRO merges segments into one skb before tc sees them; count what was on the wire. */
 static __always_inline __u64 packet_segments(const struct __sk_buff *skb)
 {

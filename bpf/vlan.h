@@ -20,6 +20,12 @@
  */
 #define PRIORITY_TAGS_MAX 8
 
+enum frame_result {
+	FRAME_OK,
+	FRAME_TRUNCATED,
+	FRAME_TOO_MANY_TAGS,
+};
+
 struct frame {
 	__u16 vlan_proto; /* of the tag that counts, host order; 0 without one */
 	__u16 vlan_id;
@@ -33,9 +39,9 @@ static __always_inline _Bool is_vlan_ethertype(__u16 ethertype)
 
 /*
  * Reads the Ethernet header and in-band tags, up to the payload. `frame` holds the metadata tag on entry, if there is
- * one. False: truncated, or too many priority tags.
+ * one.
  */
-static __always_inline _Bool read_frame(struct cursor *cursor, struct frame *frame)
+static __always_inline enum frame_result read_frame(struct cursor *cursor, struct frame *frame)
 {
 	struct ethhdr ethernet;
 	struct {
@@ -45,23 +51,24 @@ static __always_inline _Bool read_frame(struct cursor *cursor, struct frame *fra
 	int i;
 
 	if (!cursor_read(cursor, &ethernet, sizeof(ethernet)))
-		return 0;
+		return FRAME_TRUNCATED;
 	frame->ethertype = BE16(ethernet.h_proto);
 
 	for (i = 0; i <= PRIORITY_TAGS_MAX; i++) {
 		if (frame->vlan_id != 0 || !is_vlan_ethertype(frame->ethertype))
 			break;
 		if (!cursor_read(cursor, &tag, sizeof(tag)))
-			return 0;
+			return FRAME_TRUNCATED;
 		frame->vlan_proto = frame->ethertype;
 		frame->vlan_id = BE16(tag.tci) & 0x0fff;
 		frame->ethertype = BE16(tag.ethertype);
 	}
 	if (frame->vlan_id == 0) {
+		if (is_vlan_ethertype(frame->ethertype))
+			return FRAME_TOO_MANY_TAGS;
 		frame->vlan_proto = 0;
-		return !is_vlan_ethertype(frame->ethertype);
 	}
-	return 1;
+	return FRAME_OK;
 }
 
 #endif

@@ -8,12 +8,15 @@ compile error, so a program whose maps Python would misread cannot be loaded.
 from __future__ import annotations
 
 import ctypes
+import enum
 from typing import Final
 
-from datapath.plan.ingress import OtherCheck, Verdict, VipCheck
+from datapath.plan.ingress import OtherCheck, SourceAction, Verdict, VipCheck
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 SLOT_NONE: Final = 0
+VLAN_PROTO_GUARD: Final = 0xFFFF
+SLOT_BITS: Final = 32
 PROGRAM_NAME: Final = "datapath_in"
 
 #: Map names as the kernel reports them (at most 15 characters).
@@ -21,10 +24,37 @@ MAP_NETWORKS: Final = "dp_networks"
 MAP_COUNTERS: Final = "dp_counters"
 MAP_CARRIED: Final = "dp_carried"
 MAP_META: Final = "dp_meta"
-MAP_NAMES: Final = (MAP_NETWORKS, MAP_COUNTERS, MAP_CARRIED, MAP_META)
+MAP_DROP_CONTROL: Final = "dp_drop_control"
+MAP_DROPS: Final = "dp_drops"
+#: Tries by question and IP version.
+PREFIX_MAPS: Final = {
+    (table, version): f"dp_{table}{version}"
+    for table in ("sources", "vips", "feasible")
+    for version in (4, 6)
+}
+MAP_NAMES: Final = (
+    MAP_NETWORKS,
+    MAP_COUNTERS,
+    MAP_CARRIED,
+    MAP_META,
+    MAP_DROP_CONTROL,
+    MAP_DROPS,
+    *PREFIX_MAPS.values(),
+)
+#: Of the ring buffer of drop samples; a power of two. 4,096 bytes hold 58 samples.
+DROP_BUFFER_PAGES: Final = 16
 
 VIP_CHECK_CODES: Final = {VipCheck.OFF: 0, VipCheck.FEASIBLE: 1, VipCheck.STRICT: 2}
 OTHER_CHECK_CODES: Final = {OtherCheck.OFF: 0, OtherCheck.LOOSE: 1, OtherCheck.STRICT: 2}
+SOURCE_ACTION_CODES: Final = {SourceAction.ALLOW: 1, SourceAction.DENY: 2}
+
+
+class SourceCheck(enum.IntEnum):
+    """`enum source_check`: which lists of source rules a network asks."""
+
+    OFF = 0
+    COMMON = 1
+    OWN = 2
 
 
 class NetworkKey(ctypes.Structure):
@@ -43,8 +73,62 @@ class Network(ctypes.Structure):
         ("vip_check", ctypes.c_uint8),
         ("other_check", ctypes.c_uint8),
         ("check_martians", ctypes.c_uint8),
-        ("check_sources", ctypes.c_uint8),
+        ("source_check", ctypes.c_uint8),
         ("reserved", ctypes.c_uint8 * 2),
+    )
+
+
+class Prefix4Key(ctypes.Structure):
+    """`struct prefix4_key`."""
+
+    _fields_ = (
+        ("prefix_length", ctypes.c_uint32),
+        ("slot", ctypes.c_uint32),
+        ("address", ctypes.c_uint8 * 4),
+    )
+
+
+class Prefix6Key(ctypes.Structure):
+    """`struct prefix6_key`."""
+
+    _fields_ = (
+        ("prefix_length", ctypes.c_uint32),
+        ("slot", ctypes.c_uint32),
+        ("address", ctypes.c_uint8 * 16),
+    )
+
+
+class PrefixValue(ctypes.Structure):
+    """`struct prefix_value`."""
+
+    _fields_ = (("action", ctypes.c_uint8), ("length", ctypes.c_uint8), ("reserved", ctypes.c_uint8 * 2))
+
+
+class DropControl(ctypes.Structure):
+    """`struct drop_control`."""
+
+    _fields_ = (
+        ("until_ns", ctypes.c_uint64),
+        ("per_second", ctypes.c_uint32),
+        ("reader", ctypes.c_uint32),
+    )
+
+
+class DropEvent(ctypes.Structure):
+    """`struct drop_event`."""
+
+    _fields_ = (
+        ("time_ns", ctypes.c_uint64),
+        ("ifindex", ctypes.c_uint32),
+        ("slot", ctypes.c_uint16),
+        ("source_port", ctypes.c_uint16),
+        ("destination_port", ctypes.c_uint16),
+        ("verdict", ctypes.c_uint8),
+        ("version", ctypes.c_uint8),
+        ("protocol", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8 * 3),
+        ("source", ctypes.c_uint8 * 16),
+        ("destination", ctypes.c_uint8 * 16),
     )
 
 
@@ -78,6 +162,11 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "counter": Counter,
     "network_counters": NetworkCounters,
     "program_meta": ProgramMeta,
+    "prefix4_key": Prefix4Key,
+    "prefix6_key": Prefix6Key,
+    "prefix_value": PrefixValue,
+    "drop_control": DropControl,
+    "drop_event": DropEvent,
 }
 
 
@@ -86,9 +175,13 @@ def constants() -> dict[str, int]:
     return {
         "ABI_VERSION": ABI_VERSION,
         "SLOT_NONE": SLOT_NONE,
+        "SLOT_BITS": SLOT_BITS,
+        "VLAN_PROTO_GUARD": VLAN_PROTO_GUARD,
         "VERDICT_COUNT": len(Verdict),
         **{f"VERDICT_{verdict.name}": int(verdict) for verdict in Verdict},
         **{f"VIP_CHECK_{check.name}": code for check, code in VIP_CHECK_CODES.items()},
+        **{f"SOURCE_CHECK_{check.name}": int(check) for check in SourceCheck},
+        **{f"SOURCE_{action.name}": code for action, code in SOURCE_ACTION_CODES.items()},
         **{f"OTHER_CHECK_{check.name}": code for check, code in OTHER_CHECK_CODES.items()},
     }
 

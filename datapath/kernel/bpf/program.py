@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Final, Self
 
 from datapath.errors import KernelError
 from datapath.kernel.bpf import abi, libbpf
-from datapath.kernel.bpf.source import Capacities
-from datapath.kernel.bpf.tables import (
-    IngressTables,
+from datapath.kernel.bpf.encoding import (
+    Elements,
     decode_networks,
+    decode_prefixes,
     encode_networks,
-    encode_point,
+    encode_prefixes,
 )
+from datapath.kernel.bpf.source import Capacities
+from datapath.kernel.bpf.tables import IngressTables, PrefixTable
 from datapath.plan.ingress import Verdict
 
 if TYPE_CHECKING:
@@ -55,6 +57,29 @@ class ProgramMeta:
     fwmark_mask: int
     capacities: Capacities
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What separates one map from its desired contents."""
+
+    bpf_map: libbpf.Map
+    added: Elements
+    removed: list[bytes]
+
+    @classmethod
+    def between(cls, bpf_map: libbpf.Map, actual: Elements, desired: Elements) -> _Change:
+        return cls(
+            bpf_map=bpf_map,
+            added={key: value for key, value in desired.items() if actual.get(key) != value},
+            removed=[key for key in actual if key not in desired],
+        )
+
+    def add(self) -> None:
+        self.bpf_map.update(self.added)
+
+    def remove(self) -> None:
+        self.bpf_map.delete(self.removed)
 
 
 class LoadedIngress:
@@ -142,12 +167,23 @@ class LoadedIngress:
 
     def read_tables(self) -> IngressTables:
         """The maps' contents, decoded."""
-        return IngressTables(networks=decode_networks(self._maps[abi.MAP_NETWORKS].items()))
+        return IngressTables(
+            networks=decode_networks(self._maps[abi.MAP_NETWORKS].items()),
+            prefixes={
+                table: decode_prefixes({version: self._trie(table, version).items() for version in (4, 6)})
+                for table in PrefixTable
+            },
+        )
+
+    def _trie(self, table: PrefixTable, version: int) -> libbpf.Map:
+        return self._maps[abi.PREFIX_MAPS[table.value, version]]
 
     def write_tables(self, desired: IngressTables) -> bool:
         """Make the maps hold exactly `desired`, touching only elements that differ; add before delete.
 
-        Every packet meanwhile sees each of its elements in the old or the new state.
+        Prefixes are added before the networks that ask for them and removed after them: a new network is never
+        checked against half of its lists. A change of one network's rules is not atomic as a whole; where
+        that matters, load a new program and switch.
 
         Returns:
             whether anything differed.
@@ -156,13 +192,28 @@ class LoadedIngress:
             KernelError: a map is full or the kernel refused; elements already written stay.
         """
         actual = self.read_tables()
+        if actual == desired:
+            return False
         self._clear_counters(desired.slots - actual.slots)
-        changed = {key: entry for key, entry in desired.networks.items() if actual.networks.get(key) != entry}
-        gone = [encode_point(key) for key in actual.networks if key not in desired.networks]
-        networks = self._maps[abi.MAP_NETWORKS]
-        networks.update(encode_networks(changed))
-        networks.delete(gone)
-        return bool(changed or gone)
+        changes = [self._prefix_changes(table, actual, desired) for table in PrefixTable]
+        changes_by_map = [change for by_version in changes for change in by_version]
+        networks = _Change.between(
+            self._maps[abi.MAP_NETWORKS], encode_networks(actual.networks), encode_networks(desired.networks)
+        )
+        for change in (*changes_by_map, networks):
+            change.add()
+        for change in (networks, *changes_by_map):
+            change.remove()
+        return True
+
+    def _prefix_changes(
+        self, table: PrefixTable, actual: IngressTables, desired: IngressTables
+    ) -> list[_Change]:
+        before = encode_prefixes(actual.prefixes[table])
+        after = encode_prefixes(desired.prefixes[table])
+        return [
+            _Change.between(self._trie(table, version), before[version], after[version]) for version in (4, 6)
+        ]
 
     # --- what it saw
 

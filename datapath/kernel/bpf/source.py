@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,9 @@ def render(fwmark_mask: int, capacities: Capacities, *, entry: Path | None = Non
         f"#define FWMARK_MASK {fwmark_mask:#010x}u\n"
         f"#define NETWORKS_CAPACITY {capacities.networks}\n"
         f"#define COUNTERS_CAPACITY {capacities.counters}\n"
+        f"#define DROP_BUFFER_PAGES {abi.DROP_BUFFER_PAGES}\n"
+        # bcc's macro for ring buffers expects it from kernel headers; arm64 has several sizes.
+        f"#define PAGE_SIZE {os.sysconf('SC_PAGE_SIZE')}\n"
     )
     main = _inline(entry or root / "ingress.bpf.c", root, set())
     text = f'{prelude}{main}\n#line 1 "<abi.py>"\n{abi.assertions()}'

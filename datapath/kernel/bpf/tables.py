@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the program's maps hold, as values: the common form of desired and actual state.
 
-`resolve` makes it of an `IngressProgram`, `decode` of the bytes read back from a loaded program; equal
-tables are equal behaviour. Nothing here touches the kernel.
+`resolve` makes it of an `IngressProgram`; `encoding.py` turns it into bytes and back. Equal tables are
+equal behaviour. Nothing here touches the kernel.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from datapath.errors import KernelError
 from datapath.kernel.bpf import abi
+from datapath.kernel.bpf.abi import SourceCheck
 from datapath.kernel.bpf.source import Capacities
-from datapath.plan.ingress import OtherCheck, VipCheck, VlanProtocol
+from datapath.plan.ingress import OtherCheck, SourceAction, VipCheck, VlanProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from datapath.plan.ingress import IngressNetwork, IngressProgram
+    from datapath.plan.ingress import IngressNetwork, IngressProgram, IpNetwork, SourceRule
 
-_VIP_CHECKS = {code: check for check, code in abi.VIP_CHECK_CODES.items()}
-_OTHER_CHECKS = {code: check for check, code in abi.OTHER_CHECK_CODES.items()}
+
+class PrefixTable(enum.StrEnum):
+    """The questions that longest-prefix matches answer."""
+
+    SOURCES = "sources"
+    VIPS = "vips"
+    FEASIBLE = "feasible"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,14 +51,38 @@ class NetworkEntry:
     vip_check: VipCheck = VipCheck.OFF
     other_check: OtherCheck = OtherCheck.OFF
     check_martians: bool = False
-    check_sources: bool = False
+    source_check: SourceCheck = SourceCheck.OFF
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether any check may drop a packet."""
+        return (
+            self.check_martians
+            or self.source_check is not SourceCheck.OFF
+            or self.vip_check is not VipCheck.OFF
+            or self.other_check is not OtherCheck.OFF
+        )
+
+
+#: A prefix of one network; slot 0: of all.
+SlotPrefix = tuple[int, "IpNetwork"]
+
+
+def _no_prefixes() -> dict[PrefixTable, Mapping[SlotPrefix, SourceAction]]:
+    return {table: {} for table in PrefixTable}
 
 
 @dataclass(frozen=True, slots=True)
 class IngressTables:
-    """Contents of all maps that user space fills."""
+    """Contents of all maps that user space fills.
+
+    Attributes:
+        networks: by point. A point with `abi.VLAN_PROTO_GUARD` stands for a device with checked networks.
+        prefixes: by question; outside `SOURCES` every action is ALLOW.
+    """
 
     networks: Mapping[PointKey, NetworkEntry] = field(default_factory=dict)
+    prefixes: Mapping[PrefixTable, Mapping[SlotPrefix, SourceAction]] = field(default_factory=_no_prefixes)
 
     @property
     def slots(self) -> frozenset[int]:
@@ -83,13 +114,65 @@ def _ifindex(ifname: str, ifindexes: Mapping[str, int]) -> int:
         ) from None
 
 
+def _source_check(network: IngressNetwork) -> SourceCheck:
+    if not network.check_sources:
+        return SourceCheck.OFF
+    return SourceCheck.OWN if network.sources else SourceCheck.COMMON
+
+
+def _entry(network: IngressNetwork, ifindexes: Mapping[str, int]) -> NetworkEntry:
+    return NetworkEntry(
+        slot=network.slot,
+        fwmark=network.fwmark,
+        device_ifindex=_ifindex(network.device, ifindexes),
+        vip_check=network.vip_check,
+        other_check=network.other_check,
+        check_martians=network.check_martians,
+        source_check=_source_check(network),
+    )
+
+
+def _add_rules(table: dict[SlotPrefix, SourceAction], slot: int, rules: Iterable[SourceRule]) -> None:
+    for rule in rules:
+        before = table.setdefault((slot, rule.prefix), rule.action)
+        if before is not rule.action:
+            raise ValueError(f"source rules say both allow and deny for {rule.prefix}")
+
+
+def _prefixes(desired: IngressProgram) -> dict[PrefixTable, Mapping[SlotPrefix, SourceAction]]:
+    """Only the prefixes that some check asks for."""
+    sources: dict[SlotPrefix, SourceAction] = {}
+    vips: dict[SlotPrefix, SourceAction] = {}
+    feasible: dict[SlotPrefix, SourceAction] = {}
+    if any(network.check_sources for network in desired.networks):
+        _add_rules(sources, abi.SLOT_NONE, desired.common_sources)
+    for network in desired.networks:
+        if network.check_sources:
+            _add_rules(sources, network.slot, network.sources)
+        if network.vip_check is not VipCheck.OFF or network.other_check is not OtherCheck.OFF:
+            vips.update({(network.slot, prefix): SourceAction.ALLOW for prefix in network.vips})
+        if network.vip_check is not VipCheck.OFF:
+            feasible.update({(network.slot, prefix): SourceAction.ALLOW for prefix in network.feasible})
+    return {PrefixTable.SOURCES: sources, PrefixTable.VIPS: vips, PrefixTable.FEASIBLE: feasible}
+
+
+def _guards(networks: Mapping[PointKey, NetworkEntry]) -> dict[PointKey, NetworkEntry]:
+    return {
+        PointKey(key.ifindex, abi.VLAN_PROTO_GUARD, 0): NetworkEntry(
+            slot=abi.SLOT_NONE, fwmark=0, device_ifindex=key.ifindex, check_martians=True
+        )
+        for key, entry in networks.items()
+        if entry.is_checked
+    }
+
+
 def resolve(desired: IngressProgram, ifindexes: Mapping[str, int]) -> IngressTables:
     """The tables of a desired program on this node.
 
     Raises:
         KernelError: `errno` 19 (ENODEV) if a device does not exist.
         ValueError: the plan contradicts itself (a bug of the compiler): a mark outside the mask, a slot out
-            of range, two networks at one point.
+            of range, two networks at one point, a source prefix both allowed and denied.
     """
     networks: dict[PointKey, NetworkEntry] = {}
     for network in desired.networks:
@@ -101,59 +184,5 @@ def resolve(desired: IngressProgram, ifindexes: Mapping[str, int]) -> IngressTab
         )
         if key in networks:
             raise ValueError(f"{network.name}: another network has the same point {network.point}")
-        networks[key] = NetworkEntry(
-            slot=network.slot,
-            fwmark=network.fwmark,
-            device_ifindex=_ifindex(network.device, ifindexes),
-            vip_check=network.vip_check,
-            other_check=network.other_check,
-            check_martians=network.check_martians,
-            check_sources=network.check_sources,
-        )
-    return IngressTables(networks=networks)
-
-
-def encode_networks(networks: Mapping[PointKey, NetworkEntry]) -> dict[bytes, bytes]:
-    """Elements of `dp_networks`."""
-    return {encode_point(key): _encode_entry(entry) for key, entry in networks.items()}
-
-
-def encode_point(key: PointKey) -> bytes:
-    """A key of `dp_networks`."""
-    return bytes(abi.NetworkKey(key.ifindex, key.vlan_protocol, key.vlan_id))
-
-
-def _encode_entry(entry: NetworkEntry) -> bytes:
-    return bytes(
-        abi.Network(
-            fwmark=entry.fwmark,
-            device_ifindex=entry.device_ifindex,
-            slot=entry.slot,
-            vip_check=abi.VIP_CHECK_CODES[entry.vip_check],
-            other_check=abi.OTHER_CHECK_CODES[entry.other_check],
-            check_martians=entry.check_martians,
-            check_sources=entry.check_sources,
-        )
-    )
-
-
-def decode_networks(elements: Mapping[bytes, bytes]) -> dict[PointKey, NetworkEntry]:
-    """The reverse of `encode_networks`.
-
-    Raises:
-        KeyError: a check code that this version does not know.
-    """
-    networks = {}
-    for raw_key, raw in elements.items():
-        key = abi.NetworkKey.from_buffer_copy(raw_key)
-        entry = abi.Network.from_buffer_copy(raw)
-        networks[PointKey(key.ifindex, key.vlan_proto, key.vlan_id)] = NetworkEntry(
-            slot=entry.slot,
-            fwmark=entry.fwmark,
-            device_ifindex=entry.device_ifindex,
-            vip_check=_VIP_CHECKS[entry.vip_check],
-            other_check=_OTHER_CHECKS[entry.other_check],
-            check_martians=bool(entry.check_martians),
-            check_sources=bool(entry.check_sources),
-        )
-    return networks
+        networks[key] = _entry(network, ifindexes)
+    return IngressTables(networks=networks | _guards(networks), prefixes=_prefixes(desired))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`IngressTables` as map elements, and back."""
+
+from __future__ import annotations
+
+import ctypes
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING, Final
+
+from datapath.kernel.bpf import abi
+from datapath.kernel.bpf.tables import NetworkEntry, PointKey, SlotPrefix
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datapath.plan.ingress import SourceAction
+
+Elements = dict[bytes, bytes]
+
+_VIP_CHECKS: Final = {code: check for check, code in abi.VIP_CHECK_CODES.items()}
+_OTHER_CHECKS: Final = {code: check for check, code in abi.OTHER_CHECK_CODES.items()}
+_ACTIONS: Final = {code: action for action, code in abi.SOURCE_ACTION_CODES.items()}
+
+
+def encode_networks(networks: Mapping[PointKey, NetworkEntry]) -> Elements:
+    """Elements of `dp_networks`."""
+    return {
+        bytes(abi.NetworkKey(key.ifindex, key.vlan_protocol, key.vlan_id)): bytes(
+            abi.Network(
+                fwmark=entry.fwmark,
+                device_ifindex=entry.device_ifindex,
+                slot=entry.slot,
+                vip_check=abi.VIP_CHECK_CODES[entry.vip_check],
+                other_check=abi.OTHER_CHECK_CODES[entry.other_check],
+                check_martians=entry.check_martians,
+                source_check=entry.source_check,
+            )
+        )
+        for key, entry in networks.items()
+    }
+
+
+def decode_networks(elements: Mapping[bytes, bytes]) -> dict[PointKey, NetworkEntry]:
+    """The reverse of `encode_networks`.
+
+    Raises:
+        KeyError: a check code that this version does not know.
+    """
+    networks = {}
+    for raw_key, raw in elements.items():
+        key = abi.NetworkKey.from_buffer_copy(raw_key)
+        entry = abi.Network.from_buffer_copy(raw)
+        networks[PointKey(key.ifindex, key.vlan_proto, key.vlan_id)] = NetworkEntry(
+            slot=entry.slot,
+            fwmark=entry.fwmark,
+            device_ifindex=entry.device_ifindex,
+            vip_check=_VIP_CHECKS[entry.vip_check],
+            other_check=_OTHER_CHECKS[entry.other_check],
+            check_martians=bool(entry.check_martians),
+            source_check=abi.SourceCheck(entry.source_check),
+        )
+    return networks
+
+
+def encode_prefixes(prefixes: Mapping[SlotPrefix, SourceAction]) -> dict[int, Elements]:
+    """Elements of the two tries of one question, by IP version."""
+    elements: dict[int, Elements] = {4: {}, 6: {}}
+    for (slot, prefix), action in prefixes.items():
+        address = prefix.network_address.packed
+        layout = abi.Prefix4Key if prefix.version == 4 else abi.Prefix6Key
+        key = layout(
+            prefix_length=abi.SLOT_BITS + prefix.prefixlen,
+            slot=slot,
+            address=(ctypes.c_uint8 * len(address))(*address),
+        )
+        value = abi.PrefixValue(action=abi.SOURCE_ACTION_CODES[action], length=prefix.prefixlen)
+        elements[prefix.version][bytes(key)] = bytes(value)
+    return elements
+
+
+def decode_prefixes(elements: Mapping[int, Elements]) -> dict[SlotPrefix, SourceAction]:
+    """The reverse of `encode_prefixes`."""
+    prefixes: dict[SlotPrefix, SourceAction] = {}
+    for raw_key, raw in elements[4].items():
+        key = abi.Prefix4Key.from_buffer_copy(raw_key)
+        network4 = IPv4Network((bytes(key.address), key.prefix_length - abi.SLOT_BITS))
+        prefixes[key.slot, network4] = _ACTIONS[raw[0]]
+    for raw_key, raw in elements[6].items():
+        key6 = abi.Prefix6Key.from_buffer_copy(raw_key)
+        network6 = IPv6Network((bytes(key6.address), key6.prefix_length - abi.SLOT_BITS))
+        prefixes[key6.slot, network6] = _ACTIONS[raw[0]]
+    return prefixes
