@@ -17,9 +17,10 @@ from typing import Any
 import pydantic
 
 from datapath import __version__, log
-from datapath.controller import Controller, compile_located
+from datapath.controller import Applied, Controller, compile_located
 from datapath.errors import DatapathError
 from datapath.facts import Facts, load_facts
+from datapath.generations import History
 from datapath.plan.model import Plan
 from datapath.plan.render import plan_digest, render_plan, render_table
 from datapath.policy import load_policy
@@ -27,6 +28,7 @@ from datapath.state import DEFAULT_DIRECTORY, StateDirectory
 
 DIFFERENCES = 3
 INTERRUPTED = 130
+CONFIRM_MAX_S = 86_400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +82,27 @@ def _parser() -> argparse.ArgumentParser:
     apply = _verb(verbs, "apply", _apply, "make this namespace as the policy says, or leave it as it is")
     _add_policy(apply)
     _add_state(apply)
+    apply.add_argument(
+        "--confirm",
+        type=_seconds,
+        metavar="SECONDS",
+        help="go back by itself after SECONDS unless `datapath confirm` comes",
+    )
+
+    confirm = _verb(verbs, "confirm", _confirm, "keep the change that waits for confirmation")
+    _add_state(confirm)
+
+    rollback = _verb(verbs, "rollback", _rollback, "go back to an earlier policy")
+    rollback.add_argument(
+        "generation", type=int, nargs="?", help="default: the one before the present policy"
+    )
+    rollback.add_argument("--unconfirmed", metavar="TOKEN", help=argparse.SUPPRESS)
+    rollback.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)
+    _add_state(rollback)
+
+    history = _verb(verbs, "history", _history, "show past policies and what each of them changed")
+    history.add_argument("generation", type=int, nargs="?", help="show only this one, with its compiled plan")
+    _add_state(history)
 
     status = _verb(verbs, "status", _status, "show networks, ids, counters and drift (exit 3 on drift)")
     _add_state(status)
@@ -139,6 +162,13 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= CONFIRM_MAX_S:
+        raise argparse.ArgumentTypeError(f"must be 1 to {CONFIRM_MAX_S} seconds")
+    return seconds
+
+
 def _print_json(document: object) -> None:
     print(json.dumps(document, indent=2, sort_keys=True))
 
@@ -163,9 +193,17 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 def _apply(arguments: argparse.Namespace) -> int:
     loaded = load_policy(arguments.policy)
-    applied = Controller(StateDirectory(arguments.state_dir)).apply(loaded)
+    controller = Controller(StateDirectory(arguments.state_dir))
+    applied = controller.apply(loaded, confirm_s=arguments.confirm)
+    _print_applied(applied, as_json=arguments.json)
+    if arguments.confirm and applied.steps and not arguments.json:
+        print(f"goes back by itself in {arguments.confirm:g} s unless `datapath confirm` comes")
+    return 0
+
+
+def _print_applied(applied: Applied, *, as_json: bool) -> None:
     steps = [step.describe() for step in applied.steps]
-    if arguments.json:
+    if as_json:
         _print_json(
             {
                 "changed": bool(steps),
@@ -174,7 +212,7 @@ def _apply(arguments: argparse.Namespace) -> int:
                 "notes": [note.render() for note in applied.plan.notes],
             }
         )
-        return 0
+        return
     for note in applied.plan.notes:
         print(note.render())
     if not steps:
@@ -183,6 +221,38 @@ def _apply(arguments: argparse.Namespace) -> int:
         for text in steps:
             print(f"  {text}")
         print(f"applied generation {applied.generation}: {len(steps)} step(s), verified")
+
+
+def _confirm(arguments: argparse.Namespace) -> int:
+    generation = Controller(StateDirectory(arguments.state_dir)).confirm()
+    if arguments.json:
+        _print_json({"generation": generation})
+    else:
+        print(f"generation {generation} is kept")
+    return 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    controller = Controller(StateDirectory(arguments.state_dir))
+    if arguments.unconfirmed:
+        controller.rollback_unconfirmed(arguments.unconfirmed, wait=arguments.wait)
+        return 0
+    _print_applied(controller.rollback(arguments.generation), as_json=arguments.json)
+    return 0
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    history = History(StateDirectory(arguments.state_dir))
+    numbers = history.numbers() if arguments.generation is None else [arguments.generation]
+    generations = [history.get(number) for number in numbers]
+    if arguments.json:
+        _print_json([item.as_json() | {"diff": history.diff(item.number)} for item in generations])
+        return 0
+    for item in generations:
+        print(f"generation {item.number}, {item.applied_at}, {item.policy_name}")
+        print(history.diff(item.number) or "  the same policy, applied again\n", end="")
+    if arguments.generation is not None:
+        print(generations[0].plan, end="")
     return 0
 
 

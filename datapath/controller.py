@@ -5,17 +5,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.compiler import compile_policy
-from datapath.errors import CompileError, ConflictError, DatapathError, EbpfError, KernelError
+from datapath.confirm import new_pending, start_guardian, wait_for_deadline
+from datapath.errors import (
+    CompileError,
+    ConflictError,
+    DatapathError,
+    EbpfError,
+    InputError,
+    KernelError,
+)
 from datapath.facts import Facts, IdFacts
+from datapath.generations import Generation, History
 from datapath.kernel.executor import Executor
 from datapath.kernel.observer import observe, observe_facts
 from datapath.log import get_logger
 from datapath.plan.model import NetworkIds, Plan
+from datapath.plan.render import render_plan
 from datapath.policy import Backend as BackendWish
 from datapath.policy import LoadedPolicy, parse_policy
 from datapath.reconcile.actual import Actual, Record
@@ -97,8 +108,12 @@ class Controller:
         prepared = self._prepare(loaded, state)
         return Drift(prepared.plan, prepared.changes.steps, prepared.actual, state)
 
-    def apply(self, loaded: LoadedPolicy) -> Applied:
+    def apply(self, loaded: LoadedPolicy, *, confirm_s: float | None = None) -> Applied:
         """Make the namespace as the policy says.
+
+        Args:
+            loaded: the policy.
+            confirm_s: go back by itself after so many seconds, unless `confirm` comes.
 
         Raises:
             PolicyError: the policy is wrong; nothing was changed.
@@ -109,25 +124,106 @@ class Controller:
             state = self._directory.load()
             prepared = self._prepare(loaded, state)
             plan, steps = prepared.plan, prepared.changes.steps
+            text = loaded.source.text
+            is_new = bool(steps) or text != state.policy
             state = dataclasses.replace(state, netns=current_netns())
+            if confirm_s is not None and is_new:
+                state = self._await_confirmation(state, confirm_s)
+            elif is_new:
+                state = dataclasses.replace(state, pending=None)
             record = prepared.changes.after
             if steps:
                 record = self._change(prepared, state)
                 self._log.info("policy_applied", steps=len(steps), networks=len(plan.ids))
-            text = loaded.source.text
             done = dataclasses.replace(
                 state,
                 record=record,
                 ids=_id_facts(plan.ids),
                 fwmark_mask=plan.fwmark_mask,
-                generation=state.generation + (1 if steps or text != state.policy else 0),
+                generation=state.generation + is_new,
                 policy=text,
                 policy_name=loaded.source.filename,
                 ebpf_refused=prepared.facts.ebpf_refused,
             )
+            if is_new:
+                self._remember(done, plan)
             if done != state:
                 self._directory.save(done)
             return Applied(plan, steps, done.generation)
+
+    def confirm(self) -> int:
+        """Keep the change that waits for confirmation.
+
+        Returns:
+            its generation.
+
+        Raises:
+            DatapathError: nothing waits; perhaps the deadline has passed.
+        """
+        with self._directory.locked():
+            state = self._directory.load()
+            if state.pending is None:
+                raise DatapathError(
+                    "nothing waits for confirmation",
+                    hint="if the deadline has passed, the change was undone: see `datapath history`",
+                )
+            self._directory.save(dataclasses.replace(state, pending=None))
+            return state.generation
+
+    def rollback(self, number: int | None = None) -> Applied:
+        """Apply an earlier policy again.
+
+        Args:
+            number: generation; None means the one before the present policy, or, while a change waits for
+                confirmation, the one before that change.
+
+        Raises:
+            InputError: there is no such generation.
+            DatapathError: as `apply`.
+        """
+        state = self._directory.load()
+        if number is None:
+            number = self._previous_generation(state)
+        if number == 0:
+            return Applied(Plan(state.fwmark_mask), self.teardown(), 0)
+        generation = History(self._directory).get(number)
+        return self.apply(parse_policy(generation.policy.encode(), generation.policy_name))
+
+    def rollback_unconfirmed(self, token: str, *, wait: bool) -> Applied | None:
+        """Undo the change of that token if nobody confirmed it; None where there is nothing to undo."""
+        if wait and not wait_for_deadline(self._directory, token):
+            return None
+        pending = self._directory.load().pending
+        if pending is None or pending.token != token:
+            return None
+        self._log.warning("confirmation_missed", back_to=pending.previous)
+        return self.rollback(pending.previous)
+
+    def _previous_generation(self, state: State) -> int:
+        if state.pending is not None:
+            return state.pending.previous
+        history = History(self._directory)
+        for number in reversed(history.numbers()):
+            if number < state.generation and history.get(number).policy != state.policy:
+                return number
+        raise InputError(
+            "there is no earlier policy to go back to", hint="`datapath teardown` removes everything"
+        )
+
+    def _await_confirmation(self, state: State, seconds: float) -> State:
+        """Write down that the change is on probation and start the clock, before anything is changed."""
+        previous = state.pending.previous if state.pending else state.generation if state.policy else 0
+        pending = new_pending(previous, seconds)
+        state = dataclasses.replace(state, pending=pending)
+        self._directory.save(state)
+        start_guardian(self._directory, pending)
+        return state
+
+    def _remember(self, state: State, plan: Plan) -> None:
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        History(self._directory).add(
+            Generation(state.generation, now, state.policy_name, state.policy, render_plan(plan))
+        )
 
     def _prepare(self, loaded: LoadedPolicy, state: State) -> _Prepared:
         """Compile, look, refuse conflicts, and let the kernel check; nftables serves where eBPF is refused."""

@@ -8,9 +8,11 @@ flushed our table.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,21 @@ FORMAT = 1
 DEFAULT_DIRECTORY = Path("/run/datapath")
 _STATE = "state.json"
 _LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A change that waits for its confirmation.
+
+    Attributes:
+        token: names it, so that a late guardian does not undo a later change.
+        previous: generation to go back to; 0 for nothing in force.
+        deadline_s: on the boot clock (CLOCK_BOOTTIME).
+    """
+
+    token: str
+    previous: int
+    deadline_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,7 @@ class State:
     policy_name: str = ""
     ebpf_refused: str = ""
     netns: int = 0
+    pending: Pending | None = None
 
 
 def current_netns() -> int:
@@ -129,7 +147,7 @@ class StateDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
-            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(directory)
             finally:
@@ -144,7 +162,9 @@ class StateDirectory:
     def clear(self) -> None:
         """Forget everything: after a complete teardown."""
         for path in self.path.iterdir():
-            if path.name != _LOCK:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
                 path.unlink()
 
 
@@ -161,6 +181,7 @@ def _encode(state: State) -> dict[str, Any]:
         "links": sorted(record.links),
         "clsact": sorted(record.clsact),
         "ebpf_refused": state.ebpf_refused,
+        "pending": None if state.pending is None else dataclasses.asdict(state.pending),
         "policy": state.policy,
         "policy_name": state.policy_name,
     }
@@ -197,6 +218,7 @@ def _decode(document: Any, path: Path) -> State:
             policy_name=document["policy_name"],
             ebpf_refused=document["ebpf_refused"],
             netns=netns,
+            pending=None if document["pending"] is None else Pending(**document["pending"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
