@@ -11,9 +11,9 @@ STRICT_ARP = {"arp_ignore": "1", "arp_announce": "2"}
 
 
 def emit_links(context: Context) -> tuple[VlanLink, ...]:
-    """VLAN devices that the policy asks for."""
-    links = [
-        VlanLink(
+    """VLAN devices that the policy asks for: sorted, but a trunk before the devices on it."""
+    links = {
+        network.device: VlanLink(
             network.device,
             network.network.vlan.parent,
             network.network.vlan.id,
@@ -21,8 +21,15 @@ def emit_links(context: Context) -> tuple[VlanLink, ...]:
         )
         for network in context.networks
         if network.network.vlan is not None
-    ]
-    return tuple(sorted(links, key=lambda link: link.name))
+    }
+
+    def depth(link: VlanLink) -> int:
+        steps = 0
+        while (parent := links.get(link.parent)) is not None and steps < len(links):
+            link, steps = parent, steps + 1
+        return steps
+
+    return tuple(sorted(links.values(), key=lambda link: (depth(link), link.name)))
 
 
 def emit_sysctls(context: Context) -> tuple[Sysctl, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from datapath.plan.ingress import VlanProtocol
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import FibRule, RuleAction
 from datapath.reconcile.actual import Actual, ForeignRule
@@ -92,28 +93,34 @@ def _table_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
 
 
 def _link_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
+    made = {link.name for link in desired.links}
     for link in desired.links:
         present = actual.links.get(link.name)
         if present is None:
-            if link.parent not in actual.links:
+            if link.parent not in actual.links and link.parent not in made:
                 yield f"{link.name} cannot be made: there is no device {link.parent}"
             continue
-        same = (present.kind, present.parent, present.vlan_id) == ("vlan", link.parent, link.vlan_id)
-        if not same:
+        actual_vlan = (present.kind, present.parent, present.vlan_id, present.vlan_protocol)
+        if actual_vlan != ("vlan", link.parent, link.vlan_id, link.protocol):
             what = (
-                f"VLAN {present.vlan_id} on {present.parent}" if present.kind == "vlan" else "no VLAN device"
+                f"{_vlan(present.vlan_protocol, present.vlan_id)} on {present.parent}"
+                if present.kind == "vlan"
+                else "no VLAN device"
             )
             yield (
-                f"device {link.name} exists and is {what}, the policy wants VLAN {link.vlan_id} on {link.parent}:"
-                " set vlan.name, or use `interface:`"
+                f"device {link.name} exists and is {what}, the policy wants {_vlan(link.protocol, link.vlan_id)}"
+                f" on {link.parent}: set vlan.name, or use `interface:`"
             )
-    made = {link.name for link in desired.links}
     for name in _devices(desired):
         present = actual.links.get(name)
         if present is None and name not in made:
             yield f"there is no device {name}: create it, or let `vlan:` make it"
         elif present is not None and not present.up and name not in made:
             yield f"device {name} is down: set it up (`ip link set {name} up`)"
+
+
+def _vlan(protocol: int, vlan_id: int) -> str:
+    return f"VLAN {vlan_id}" if protocol == VlanProtocol.DOT1Q else f"VLAN {vlan_id} (TPID {protocol:#06x})"
 
 
 def _devices(desired: Plan) -> list[str]:

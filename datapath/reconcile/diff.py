@@ -113,7 +113,20 @@ def _diff_links(actual: Actual, desired: Plan, record: Record) -> _LinkChanges:
         # Somebody may have deleted ours and made another device of that name: that one is theirs.
         if present is not None and present.kind == "vlan":
             remove.append(DeleteLink(_as_vlan_link(actual, name)))
-    return _LinkChanges(tuple(add), tuple(remove), frozenset(created))
+    return _LinkChanges(tuple(add), _inner_first(remove), frozenset(created))
+
+
+def _inner_first(steps: list[DeleteLink]) -> tuple[DeleteLink, ...]:
+    """A device before its trunk: with the trunk the kernel takes all devices on it, and the next step would fail."""
+    parents = {step.link.name: step.link.parent for step in steps}
+
+    def depth(name: str) -> int:
+        steps = 0
+        while (name := parents.get(name, "")) in parents and steps < len(parents):
+            steps += 1
+        return steps
+
+    return tuple(sorted(steps, key=lambda step: (-depth(step.link.name), step.link.name)))
 
 
 def _as_vlan_link(actual: Actual, name: str) -> VlanLink:
