@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.compiler import compile_policy
-from datapath.confirm import new_pending, start_guardian, wait_for_deadline
 from datapath.errors import (
     CompileError,
     ConflictError,
@@ -23,6 +22,7 @@ from datapath.errors import (
 from datapath.facts import Facts, IdFacts
 from datapath.generations import Generation, History
 from datapath.kernel.executor import Executor
+from datapath.kernel.guardian import new_pending, start_guardian, wait_for_deadline
 from datapath.kernel.observer import observe, observe_facts
 from datapath.log import get_logger
 from datapath.plan.model import NetworkIds, Plan

@@ -26,6 +26,7 @@ _MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "compiler": frozenset({"errors", "facts", "plan", "policy"}),
     "reconcile": frozenset({"errors", "plan"}),
     "state": frozenset({"errors", "facts", "plan", "reconcile"}),
+    "generations": frozenset({"errors", "state"}),
     "kernel": frozenset({"errors", "facts", "log", "plan", "reconcile", "state"}),
     "observe": frozenset(
         {"compiler", "errors", "facts", "kernel", "log", "plan", "policy", "reconcile", "state"}

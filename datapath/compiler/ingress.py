@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 
-from datapath.compiler.context import Context, NetworkContext
+from datapath.compiler.context import STEERED, Context, NetworkContext
 from datapath.compiler.routes import DEFAULT
 from datapath.plan.ingress import (
     IngressNetwork,
@@ -38,13 +38,21 @@ def _network(network: NetworkContext) -> IngressNetwork:
         point=network.point,
         device=network.device,
         vips=tuple(network.network.vip_prefixes),
-        vip_check=reverse_path.vips if checked else VipCheck.OFF,
+        vip_check=_vip_check(network) if checked else VipCheck.OFF,
         other_check=reverse_path.other if checked else OtherCheck.OFF,
         sources=tuple(_own_sources(network)) if checked else (),
         feasible=tuple(_feasible(network)) if checked else (),
         check_martians=checked,
         check_sources=checked,
     )
+
+
+def _vip_check(network: NetworkContext) -> VipCheck:
+    """`feasible` asks the network's own table; where a family has none, replies follow the main one: `strict`."""
+    wish = network.network.reverse_path.vips
+    if wish is VipCheck.FEASIBLE and not STEERED.issuperset(network.treatments.values()):
+        return VipCheck.STRICT
+    return wish
 
 
 def _common_sources(context: Context) -> Iterator[SourceRule]:

@@ -8,15 +8,14 @@ with nft's own `fib` expression; longest-prefix lists become disjoint ranges (`p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network
 
 from datapath.compiler.context import Context
 from datapath.compiler.marks import Classification
 from datapath.compiler.prefixes import AddressRange, flatten, ranges_of
 from datapath.plan.ingress import (
+    MARTIANS,
     IngressNetwork,
     IngressProgram,
-    IpNetwork,
     OtherCheck,
     SourceRule,
     Verdict,
@@ -30,17 +29,21 @@ PRIORITY = -250
 _FULL = 0xFFFFFFFF
 _ADDRESS_TYPE = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 _WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-#: RFC 4861 messages are only valid with a hop limit of 255, RFC 3810 ones with 1: from this link for certain.
-_NEIGHBOUR_DISCOVERY = "ip6 hoplimit 255 icmpv6 type { 133-137 }"
-_LISTENER_DISCOVERY = "ip6 hoplimit 1 icmpv6 type { 130-132, 143 }"
-_LINK_LOCAL = "ip6 saddr fe80::/10"
-#: Sources that can never be right (RFC 1122 3.2.1.3, RFC 4291 2.5): unspecified, loopback, multicast,
-#: reserved and broadcast.
-MARTIANS: dict[Family, tuple[IpNetwork, ...]] = {
-    Family.IPV4: tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))),
-    Family.IPV6: tuple(map(IPv6Network, ("::/127", "ff00::/8"))),
-}
-_DHCP = "udp sport { 67, 68 } udp dport { 67, 68 } meta nfproto ipv4"
+#: Never checked: what keeps the link going, whatever its source. The reasons are with the reference model.
+_LINK_TRAFFIC = (
+    ("ip6 saddr fe80::/10", "link-local"),
+    ("ip6 hoplimit 255 icmpv6 type { 133-137 }", "neighbour discovery"),
+    ("ip6 hoplimit 1 ip6 saddr :: icmpv6 type { 130-132, 143 }", "multicast listeners"),
+    ("ip saddr 0.0.0.0 ip daddr 224.0.0.0/4 meta l4proto igmp", "IGMP without an address"),
+    ("ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67", "DHCP"),
+)
+#: The source must be acceptable, but need not be routed by this device.
+_NO_REVERSE_PATH = (
+    ("ip daddr { 224.0.0.0/24, 255.255.255.255 }", "to everybody on the link"),
+    ("ip6 daddr & ff0f:: == { ff01::, ff02:: }", "to everybody on the link"),
+    ("meta nfproto ipv4 udp sport 67 udp dport 68", "answer of a DHCP server"),
+    ("ip6 daddr fe80::/10 udp sport 547 udp dport 546", "answer of a DHCPv6 server"),
+)
 
 
 def emit_classification(context: Context, program: IngressProgram) -> Classification:
@@ -74,7 +77,7 @@ def _common_sets(program: IngressProgram) -> Iterator[NftMap]:
         if common:
             yield _interval_set(f"denied{family}", family, common)
         if any(network.check_martians for network in program.networks):
-            yield _interval_set(f"martians{family}", family, ranges_of(MARTIANS[family], family))
+            yield _interval_set(f"martians{family}", family, ranges_of(MARTIANS, family))
 
 
 def _interval_set(name: str, family: Family, ranges: tuple[AddressRange, ...]) -> NftMap:
@@ -101,33 +104,43 @@ def _verdicts(network: IngressNetwork) -> Iterator[Verdict]:
 def _network_chains(network: IngressNetwork, program: IngressProgram, mask: int) -> list[NftChain]:
     passed = f"goto pass-{network.name}"
     origin = f"networks[{network.name}]"
-    rules = [NftRule(f"{text} {passed}", f"{origin} never checked: {what}") for text, what in _EXEMPT]
+    rules: list[NftRule] = []
+    if network.is_checked:
+        rules += _passes(network, _LINK_TRAFFIC)
+        rules += _source_checks(network, program)
+        rules += _passes(network, _NO_REVERSE_PATH)
+        rules += _vip_jumps(network)
+        rules += _other_rules(network)
+    rules.append(NftRule(passed, f"{origin} passed"))
+    chains = [
+        NftChain(f"check-{network.name}", tuple(rules)),
+        NftChain(f"pass-{network.name}", (_pass_rule(network, mask),)),
+    ]
+    if network.is_checked:
+        vip_rules = (*_vip_rules(network), NftRule(passed, f"{origin} passed"))
+        chains.append(NftChain(f"vips-{network.name}", vip_rules))
+    return chains
+
+
+def _passes(network: IngressNetwork, matches: tuple[tuple[str, str], ...]) -> Iterator[NftRule]:
+    for text, what in matches:
+        yield NftRule(f"{text} goto pass-{network.name}", f"networks[{network.name}] passes: {what}")
+
+
+def _source_checks(network: IngressNetwork, program: IngressProgram) -> Iterator[NftRule]:
     if network.check_martians:
-        rules += [
-            _drop(network, Verdict.MARTIAN, f"{_WORD[family]} saddr @martians{family}") for family in Family
-        ]
+        for family in Family:
+            yield _drop(network, Verdict.MARTIAN, f"{_WORD[family]} saddr @martians{family}")
     for family in Family:
-        rules += _source_rules(network, program, family)
+        yield from _source_rules(network, program, family)
+
+
+def _vip_jumps(network: IngressNetwork) -> Iterator[NftRule]:
     for family in Family:
         vips = ranges_of(network.vips, family)
         if vips:
             text = f"{_WORD[family]} daddr {_anonymous(vips)} goto vips-{network.name}"
-            rules.append(NftRule(text, f"{origin}.vips"))
-    rules += _other_rules(network)
-    rules.append(NftRule(passed, f"{origin} passed"))
-    return [
-        NftChain(f"check-{network.name}", tuple(rules)),
-        NftChain(f"vips-{network.name}", (*_vip_rules(network, mask), NftRule(passed, f"{origin} passed"))),
-        NftChain(f"pass-{network.name}", (_pass_rule(network, mask),)),
-    ]
-
-
-_EXEMPT = (
-    (_LINK_LOCAL, "link-local"),
-    (_NEIGHBOUR_DISCOVERY, "neighbour discovery"),
-    (_LISTENER_DISCOVERY, "multicast listeners"),
-    (_DHCP, "DHCP"),
-)
+            yield NftRule(text, f"networks[{network.name}].vips")
 
 
 def _pass_rule(network: IngressNetwork, mask: int) -> NftRule:
@@ -162,26 +175,20 @@ def _source_rules(network: IngressNetwork, program: IngressProgram, family: Fami
         yield _drop(network, Verdict.SPOOFED, f"{exception}{word} saddr @denied{family}")
 
 
-def _vip_rules(network: IngressNetwork, mask: int) -> Iterator[NftRule]:
-    if network.vip_check is VipCheck.FEASIBLE:
-        for family in Family:
-            reachable = ranges_of(network.feasible, family)
-            if any(prefix.version == family and prefix.prefixlen == 0 for prefix in network.feasible):
-                continue
-            match = (
-                f"{_WORD[family]} saddr != {_anonymous(reachable)}"
-                if reachable
-                else f"meta nfproto ipv{family}"
-            )
-            yield _drop(network, Verdict.VIP_UNREACHABLE, match)
-    elif network.vip_check is VipCheck.STRICT:
-        # As the reply would be routed: with the network's mark, which the packet gets here for the look-up.
-        if network.fwmark:
-            yield NftRule(
-                f"meta mark set meta mark & {_FULL & ~mask:#010x} | {network.fwmark:#010x}",
-                f"networks[{network.name}].reverse_path as the reply is looked up",
-            )
-        yield _drop(network, Verdict.VIP_STRICT, "fib saddr . mark . iif oif missing")
+def _vip_rules(network: IngressNetwork) -> Iterator[NftRule]:
+    """The reply follows the network's own table first, then the main one."""
+    if network.vip_check is VipCheck.OFF:
+        return
+    strict = network.vip_check is VipCheck.STRICT
+    verdict = Verdict.VIP_STRICT if strict else Verdict.VIP_UNREACHABLE
+    for family in Family:
+        if any(prefix.version == family and prefix.prefixlen == 0 for prefix in network.feasible):
+            continue
+        reachable = ranges_of(network.feasible, family)
+        match = (
+            f"{_WORD[family]} saddr != {_anonymous(reachable)}" if reachable else f"meta nfproto ipv{family}"
+        )
+        yield _drop(network, verdict, f"{match} fib saddr . iif oif missing" if strict else match)
 
 
 def _other_rules(network: IngressNetwork) -> Iterator[NftRule]:

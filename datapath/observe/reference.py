@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Final, Protocol
 
 from datapath.observe.packet import (
@@ -25,6 +25,7 @@ from datapath.observe.packet import (
     parse_ip,
 )
 from datapath.plan.ingress import (
+    MARTIANS,
     IngressNetwork,
     IngressPoint,
     IngressProgram,
@@ -38,20 +39,6 @@ from datapath.plan.ingress import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-#: Sources that are never right on a wire. Not all of the reserved ::/8: NAT64 (64:ff9b::/96) lies in it.
-MARTIANS: Final[tuple[IPv4Network | IPv6Network, ...]] = tuple(
-    ip_network(text)
-    for text in (
-        "0.0.0.0/8",
-        "127.0.0.0/8",
-        "224.0.0.0/4",
-        "240.0.0.0/4",  # with the broadcast address
-        "::/96",  # unspecified, loopback, IPv4-compatible
-        "::ffff:0:0/96",
-        "ff00::/8",
-    )
-)
 
 _BROADCAST: Final = ip_address("255.255.255.255")
 _LINK_LOCAL: Final = IPv6Network("fe80::/10")

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datapath.controller import Drift
 from datapath.kernel.bpf import Counter
 from datapath.kernel.counters import NetworkCounters
 from datapath.plan.ingress import Verdict
-from datapath.plan.model import NetworkIds
+from datapath.plan.model import NetworkIds, Plan
 from datapath.policy import parse_policy
+from datapath.reconcile.steps import Step
+from datapath.state import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,10 @@ class Status:
         return "\n".join(lines)
 
 
-def make_status(drift: Drift, counters: NetworkCounters) -> Status:
+def make_status(plan: Plan, state: State, steps: Sequence[Step], counters: NetworkCounters) -> Status:
     """From the comparison with the kernel and what was counted."""
-    policy = parse_policy(drift.state.policy.encode(), drift.state.policy_name).policy
-    ids = {item.name: item for item in drift.plan.ids}
+    policy = parse_policy(state.policy.encode(), state.policy_name).policy
+    ids = {item.name: item for item in plan.ids}
     networks = []
     for network in policy.networks:
         own = ids.get(network.name, NetworkIds(network.name))
@@ -123,13 +124,13 @@ def make_status(drift: Drift, counters: NetworkCounters) -> Status:
             )
         )
     return Status(
-        drift.state.policy_name,
-        drift.state.generation,
-        str(drift.plan.backend),
-        drift.plan.backend_reason,
+        state.policy_name,
+        state.generation,
+        str(plan.backend),
+        plan.backend_reason,
         tuple(networks),
-        tuple(step.describe() for step in drift.steps),
-        tuple(note.render() for note in drift.plan.notes),
+        tuple(step.describe() for step in steps),
+        tuple(note.render() for note in plan.notes),
     )
 
 

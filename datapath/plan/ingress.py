@@ -8,9 +8,25 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final
 
 IpNetwork = IPv4Network | IPv6Network
+
+
+#: Sources that are never right on a wire. Not all of the reserved ::/8: NAT64 (64:ff9b::/96) lies in it.
+MARTIANS: Final[tuple[IpNetwork, ...]] = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "224.0.0.0/4",
+        "240.0.0.0/4",  # with the broadcast address
+        "::/96",  # unspecified, loopback, IPv4-compatible
+        "::ffff:0:0/96",
+        "ff00::/8",
+    )
+)
 
 
 class VlanProtocol(enum.IntEnum):

@@ -154,20 +154,26 @@ def _removed_routes(actual: Actual, desired: Plan) -> Iterator[DeleteRoute]:
 
 
 def _added_rules(actual: Actual, desired: Plan) -> list[AddRule]:
-    """Jumps from the bottom up, then look-ups: nothing is sent away before its exemptions are there."""
     missing = [rule for rule in desired.rules if rule not in actual.rules]
-    return [AddRule(rule) for rule in sorted(missing, key=_bottom_up)]
+    return [AddRule(rule) for rule in sorted(missing, key=_adding_order)]
 
 
 def _removed_rules(actual: Actual, desired: Plan) -> list[DeleteRule]:
-    """Look-ups, then jumps from the top down: the reverse."""
     stale = actual.rules - set(desired.rules)
-    return [DeleteRule(rule) for rule in sorted(stale, key=_bottom_up, reverse=True)]
+    return [DeleteRule(rule) for rule in sorted(stale, key=_adding_order, reverse=True)]
 
 
-def _bottom_up(rule: FibRule) -> tuple[int, ...]:
-    is_lookup = rule.action is RuleAction.LOOKUP
-    return (is_lookup, rule.family, -rule.priority, *rule.sort_key()[2:])
+def _adding_order(rule: FibRule) -> tuple[int, ...]:
+    """Exemptions, then look-ups, then the jumps over other look-ups; each from the bottom up.
+
+    So nothing is sent away before its exemption is there, and a short cut through the tree exists only
+    while all leaves that it leads to do. Deleting goes the other way.
+    """
+    if rule.action is RuleAction.LOOKUP:
+        phase = 1
+    else:
+        phase = 2 if rule.fwmask else 0
+    return (phase, rule.family, -rule.priority, *rule.sort_key()[2:])
 
 
 def _ingress_differs(actual: Actual, desired: Plan) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
@@ -234,6 +235,19 @@ class LoadedIngress:
                     slot = int.from_bytes(key, _BYTE_ORDER)
                     totals[slot] = _add(totals.get(slot), raw)
         return totals
+
+    def read_slot(self, slot: int) -> dict[Verdict, Counter]:
+        """What this program alone counted for one slot.
+
+        Raises:
+            KernelError: the program has no such slot.
+        """
+        raw = self._maps[abi.MAP_COUNTERS].lookup(slot.to_bytes(4, _BYTE_ORDER))
+        if raw is None:
+            raise KernelError(
+                f"read the counters of slot {slot}", "the program has no such slot", errno=errno.ENOENT
+            )
+        return _add(None, raw)
 
     def carry_counters(self, counters: Mapping[int, Mapping[Verdict, Counter]]) -> None:
         """Set what `read_counters` adds to this program's own counts: the totals of its predecessor.
