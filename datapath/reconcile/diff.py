@@ -169,10 +169,7 @@ def _adding_order(rule: FibRule) -> tuple[int, ...]:
     So nothing is sent away before its exemption is there, and a short cut through the tree exists only
     while all leaves that it leads to do. Deleting goes the other way.
     """
-    if rule.action is RuleAction.LOOKUP:
-        phase = 1
-    else:
-        phase = 2 if rule.fwmask else 0
+    phase = 1 if rule.action is RuleAction.LOOKUP else 2 if rule.fwmask else 0
     return (phase, rule.family, -rule.priority, *rule.sort_key()[2:])
 
 

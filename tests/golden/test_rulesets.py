@@ -93,7 +93,7 @@ def test_case_4_restores_only_in_replies() -> None:
 def main() -> int:
     """Write what the cases compile to now."""
     if sys.argv[1:] != ["--update"]:
-        sys.stderr.write(f"usage: python -m {__spec__.name if __spec__ else __file__} --update\n")
+        sys.stderr.write("usage: python -m tests.golden.test_rulesets --update\n")
         return 2
     for case in CASES:
         for name, output in OUTPUTS.items():

@@ -17,7 +17,7 @@ from datapath.plan.model import NetworkIds
 from datapath.policy import Policy, capacity, deposit
 from tests.unit.compiler.walk import facts_after, policy
 
-fast = settings(max_examples=80, deadline=None, derandomize=True)
+fast = settings(max_examples=40, deadline=None, derandomize=True)
 
 NAMES = st.sets(st.from_regex(r"[a-d][a-d0-9]{0,2}", fullmatch=True), min_size=1, max_size=12)
 MASKS = st.sampled_from([0x0FFF0000, 0xF, 0x0F00, 0x80402010, 0xFFFF0000])
