@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,12 @@ def _element(element: Any, key_type: str) -> tuple[str, str]:
 def _key(key: Any, key_type: str) -> str:
     """As `plan.nft` writes it, whatever form the listing chose."""
     if isinstance(key, dict) and "prefix" in key:
-        return f"{key['prefix']['addr']}/{key['prefix']['len']}"
+        return f"{ip_address(key['prefix']['addr'])}/{key['prefix']['len']}"
     if isinstance(key, dict) and "range" in key:
-        return "-".join(key["range"])
+        return "-".join(str(ip_address(end)) for end in key["range"])
+    if key_type in {"ipv4_addr", "ipv6_addr"}:
+        # nft and Python write some addresses differently (::ffff:0.0.0.0): both sides go through Python.
+        return str(ip_address(key))
     if key_type == "mark":
         return f"{key:#010x}"
     return f'"{key}"' if key_type == "ifname" else str(key)
