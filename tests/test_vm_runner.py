@@ -13,6 +13,7 @@ import pytest
 from tools.vm import boot
 from tools.vm.guest import MARKER
 from tools.vm.kernels import KernelImage
+from tools.vm.selection import marked_files
 
 _IMAGE = KernelImage("6.1", "6.1.0-0-amd64", Path("nowhere"))
 _SUITE = '<testsuite tests="{tests}" failures="{failures}" errors="{errors}" skipped="{skipped}"/>'
@@ -81,3 +82,9 @@ def test_output_is_shown_and_a_machine_that_hangs_is_ended(
     assert "a test ran" in capsys.readouterr().out
     with pytest.raises(ProcessLookupError):
         os.kill(int(identity.read_text()), 0)
+
+
+def test_the_machine_reads_only_files_with_marked_tests() -> None:
+    files = marked_files()
+    assert "tests/vm/test_probe.py" in files
+    assert "tests/test_vm_runner.py" not in files

@@ -9,6 +9,7 @@ from typing import Final
 
 from tools.vm.boot import REPOSITORY, Outcome, run_tests
 from tools.vm.kernels import SERIES, KernelError, fetch
+from tools.vm.selection import SelectionError, marked_files
 
 _CACHE: Final = REPOSITORY / ".cache" / "vm"
 _TIMEOUT_S: Final = 280.0
@@ -38,7 +39,11 @@ def _line(outcome: Outcome) -> str:
 def main() -> int:
     """Boot each kernel once; 0 if every test passed on every kernel."""
     arguments = _arguments()
-    options = arguments.pytest_options or ["-q", "-m", "vm"]
+    try:
+        options = arguments.pytest_options or ["-q", "-m", "vm", *marked_files()]
+    except SelectionError as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 1
     outcomes = []
     for series in arguments.kernel or SERIES:
         try:
