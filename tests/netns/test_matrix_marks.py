@@ -63,7 +63,9 @@ def seen(lab: Lab) -> set[tuple[int, int]]:
 
 
 @pytest.fixture(scope="module", params=[0x0FFF0000, 0x00FF0000, 0x10010300], ids=hex)
-def marked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, int]]:
+def marked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Lab, int]]:
     """A lab whose policy may use one mask; the last one has gaps."""
     state: Path = tmp_path_factory.mktemp("state")
     with Lab() as lab:
@@ -73,7 +75,9 @@ def marked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(packet=st.integers(0, ALL), conn=st.integers(0, ALL))
-def test_bits_of_others_are_preserved_and_ours_do_their_work(marked: tuple[Lab, int], packet: int, conn: int) -> None:
+def test_bits_of_others_are_preserved_and_ours_do_their_work(
+    marked: tuple[Lab, int], packet: int, conn: int
+) -> None:
     lab, mask = marked
     packet, conn = packet & ~mask & ~KUBE_PROXY & ALL, conn & ~mask & ALL
     lab.node.nft(others(mask, packet, conn))
