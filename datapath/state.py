@@ -21,6 +21,7 @@ from typing import Any
 
 from datapath.errors import DatapathError, InputError
 from datapath.facts import IdFacts
+from datapath.points import reached
 from datapath.reconcile.actual import Record, Saved
 
 FORMAT = 1
@@ -141,11 +142,13 @@ class StateDirectory:
         """Write a file atomically and durably."""
         path = self.path / name
         temporary = path.with_suffix(path.suffix + ".new")
+        reached(f"write {name}")
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+            reached(f"rename {name} into place")
             temporary.rename(path)
             directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 _MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "errors": frozenset(),
     "log": frozenset({"errors"}),
+    "points": frozenset(),
     "plan": frozenset({"errors"}),
     "policy": frozenset({"errors", "plan"}),
     "facts": frozenset({"errors", "plan"}),
     "compiler": frozenset({"errors", "facts", "plan", "policy"}),
     "reconcile": frozenset({"errors", "plan"}),
-    "state": frozenset({"errors", "facts", "plan", "reconcile"}),
+    "state": frozenset({"errors", "facts", "plan", "points", "reconcile"}),
     "generations": frozenset({"errors", "state"}),
-    "kernel": frozenset({"errors", "facts", "log", "plan", "reconcile", "state"}),
+    "kernel": frozenset({"errors", "facts", "log", "plan", "points", "reconcile", "state"}),
     "observe": frozenset(
         {"compiler", "errors", "facts", "kernel", "log", "plan", "policy", "reconcile", "state"}
     ),

@@ -8,6 +8,7 @@ from typing import Self, assert_never
 
 from datapath.kernel import conntrack, ingress, nft, sysctl
 from datapath.kernel.rtnl import Rtnl
+from datapath.points import reached
 from datapath.reconcile.steps import (
     AddLink,
     AddRoute,
@@ -60,6 +61,7 @@ class Executor:
         Raises:
             KernelError: the kernel refused; the step has changed nothing.
         """
+        reached(step.describe())
         match step:
             case SetSysctl(key, new):
                 sysctl.write(key, new)

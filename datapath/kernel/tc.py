@@ -19,6 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from datapath.errors import ConflictError, KernelError
 from datapath.kernel.tc_dump import TcDump
+from datapath.points import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,6 +164,7 @@ def attach_filter(ifname: str, program_fd: int) -> AttachResult:
     with TcDump() as dump, _netlink(operation) as ipr:
         _refuse_foreign(ifname, _filters(dump, index))
         created = not _clsact_devices(dump, index) and _add_clsact(ipr, index)
+        reached(f"attach the filter to {ifname}")
         ipr.tc(
             "replace-filter",
             "bpf",
@@ -178,6 +180,7 @@ def attach_filter(ifname: str, program_fd: int) -> AttachResult:
 
 
 def _add_clsact(ipr: Any, ifindex: int) -> bool:
+    reached("add clsact")
     try:
         ipr.tc("add", "clsact", index=ifindex)
     except NetlinkError as error:
@@ -208,8 +211,10 @@ def detach_filter(ifname: str, *, remove_clsact: bool) -> bool:
     with TcDump() as dump, _netlink(operation) as ipr:
         ours = any(found.is_ours for found in _filters(dump, index))
         if ours:
+            reached(f"delete the filter of {ifname}")
             ipr.tc("del-filter", "bpf", index=index, parent=_INGRESS, handle=TC_HANDLE, prio=TC_PRIORITY)
         if remove_clsact and not any(_filters(dump, index, hook) for hook in (_INGRESS, _EGRESS)):
+            reached(f"delete clsact from {ifname}")
             _delete_clsact(ipr, index)
     return ours
 

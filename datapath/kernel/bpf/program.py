@@ -21,6 +21,7 @@ from datapath.kernel.bpf.encoding import (
 from datapath.kernel.bpf.source import Capacities
 from datapath.kernel.bpf.tables import IngressTables, PrefixTable
 from datapath.plan.ingress import Verdict
+from datapath.points import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -202,8 +203,10 @@ class LoadedIngress:
             self._maps[abi.MAP_NETWORKS], encode_networks(actual.networks), encode_networks(desired.networks)
         )
         for change in (*changes_by_map, networks):
+            reached("add entries to a map of the eBPF program")
             change.add()
         for change in (networks, *changes_by_map):
+            reached("remove entries from a map of the eBPF program")
             change.remove()
         return True
 
@@ -233,7 +236,7 @@ class LoadedIngress:
             for key, raw in self._maps[name].items().items():
                 if any(raw):
                     slot = int.from_bytes(key, _BYTE_ORDER)
-                    totals[slot] = _add(totals.get(slot), raw)
+                    totals[slot] = add_counters(totals.get(slot), _decode_counters(raw))
         return totals
 
     def read_slot(self, slot: int) -> dict[Verdict, Counter]:
@@ -247,7 +250,7 @@ class LoadedIngress:
             raise KernelError(
                 f"read the counters of slot {slot}", "the program has no such slot", errno=errno.ENOENT
             )
-        return _add(None, raw)
+        return _decode_counters(raw)
 
     def carry_counters(self, counters: Mapping[int, Mapping[Verdict, Counter]]) -> None:
         """Set what `read_counters` adds to this program's own counts: the totals of its predecessor.
@@ -276,18 +279,23 @@ def _close(program: libbpf.OwnedFd, maps: Iterable[libbpf.Map]) -> None:
     program.close()
 
 
-def _add(total: Mapping[Verdict, Counter] | None, raw: bytes) -> dict[Verdict, Counter]:
-    """Adds the values of all CPUs in `raw` to a slot's total."""
-    size = ctypes.sizeof(abi.NetworkCounters)
-    cpus = [abi.NetworkCounters.from_buffer_copy(raw, offset) for offset in range(0, len(raw), size)]
-    before = total or {}
+def _decode_counters(raw: bytes) -> dict[Verdict, Counter]:
+    """One value, or those of all CPUs added up."""
+    numbers = memoryview(raw).cast("Q")
+    stride = 2 * len(Verdict)
     return {
-        verdict: sum(
-            (Counter(cpu.verdicts[verdict].packets, cpu.verdicts[verdict].bytes) for cpu in cpus),
-            start=before.get(verdict, Counter()),
+        verdict: Counter(
+            packets=sum(numbers[2 * verdict :: stride]), bytes=sum(numbers[2 * verdict + 1 :: stride])
         )
         for verdict in Verdict
     }
+
+
+def add_counters(
+    left: Mapping[Verdict, Counter] | None, right: Mapping[Verdict, Counter]
+) -> dict[Verdict, Counter]:
+    """Both together, verdict by verdict."""
+    return {verdict: (left[verdict] if left else Counter()) + right[verdict] for verdict in Verdict}
 
 
 def _encode_counters(by_verdict: Mapping[Verdict, Counter]) -> bytes:
