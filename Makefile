@@ -36,8 +36,8 @@ test: setup ## run the whole test suite, linters included (root: most tests use 
 test-vm: .stamps/setup-vm ## run the tests marked `vm` on Debian's 6.1 and 6.12 kernels, emulated
 	$(PYTHON) -m tools.vm $(VM_ARGS)
 
-lint: setup ## run the linters and layout checks only
-	$(PYTHON) -m pytest -q tests/test_linters.py tests/test_layout.py $(PYTEST_ARGS)
+lint: setup ## run only the linters and the checks of layout, dependencies and documents
+	$(PYTHON) -m pytest -q tests/test_linters.py tests/test_layout.py tests/test_dependencies.py tests/test_documents.py $(PYTEST_ARGS)
 
 demo: setup ## show the broken return path, the classic recipe and ours, with real traffic in namespaces (root)
 	$(PYTHON) -m tools.lab demo
