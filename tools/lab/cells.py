@@ -42,6 +42,7 @@ class Cell:
         network: the name of the network whose VIP is asked.
         expect: the way that the answer must take.
         without_policy: whether it works on a node without any policy.
+        source_port: the client's port or echo identifier; 0 for any.
     """
 
     client: str
@@ -52,6 +53,7 @@ class Cell:
     target: IpAddress
     expect: Way
     without_policy: bool
+    source_port: int = 0
 
     def __str__(self) -> str:
         """Return a name that is good for test ids and messages."""

@@ -69,7 +69,8 @@ def probe_all(lab: Lab, cells: Sequence[Cell], *, seconds: float = 1.0) -> list[
 
     Args:
         lab: where.
-        cells: what; two cells of one call must differ in client, target or protocol.
+        cells: what; two cells of one call must differ in client, target or protocol (two clients with one
+            address, on two networks, are told apart).
         seconds: how long one answer may take.
     """
     lab.by_gateway.reset()
@@ -77,9 +78,12 @@ def probe_all(lab: Lab, cells: Sequence[Cell], *, seconds: float = 1.0) -> list[
         counter.reset()
     with ThreadPoolExecutor(min(_WORKERS, len(cells) or 1), thread_name_prefix="probe") as pool:
         answers = list(pool.map(lambda cell: ask(lab, cell, seconds=seconds), cells))
-    gateway = lab.by_gateway.read()
-    vlans = {name: counter.read() for name, counter in lab.by_vlan.items()}
-    return [_judge(lab, cell, answer, gateway, vlans) for cell, answer in zip(cells, answers, strict=True)]
+    observed = _Observed(
+        lab.by_gateway.read(),
+        {name: counter.read() for name, counter in lab.by_vlan.items()},
+        frozenset(_flow(lab, cell) for cell in cells if _to_vlan(cell)),
+    )
+    return [_judge(lab, cell, answer, observed) for cell, answer in zip(cells, answers, strict=True)]
 
 
 def ask(lab: Lab, cell: Cell, *, seconds: float = 1.0) -> Answer:
@@ -89,9 +93,9 @@ def ask(lab: Lab, cell: Cell, *, seconds: float = 1.0) -> Answer:
     enter(lab[cell.client].name)
     try:
         if cell.proto is Proto.ICMP:
-            echo(cell.target, seconds=seconds)
+            echo(cell.target, seconds=seconds, ident=cell.source_port)
             return Answer(served=True)
-        reply = json.loads(_who(cell.proto, cell.target, seconds))
+        reply = json.loads(_who(cell, seconds))
     except OSError as error:
         return Answer(served=False, error=str(error) or type(error).__name__)
     expected = _SERVERS[cell.backend]
@@ -106,12 +110,15 @@ def _family(target: IpAddress) -> socket.AddressFamily:
     return socket.AF_INET if target.version == 4 else socket.AF_INET6
 
 
-def _who(proto: Proto, target: IpAddress, seconds: float) -> bytes:
-    kind = socket.SOCK_STREAM if proto is Proto.TCP else socket.SOCK_DGRAM
-    with socket.socket(_family(target), kind) as sock:
+def _who(cell: Cell, seconds: float) -> bytes:
+    kind = socket.SOCK_STREAM if cell.proto is Proto.TCP else socket.SOCK_DGRAM
+    with socket.socket(_family(cell.target), kind) as sock:
         sock.settimeout(seconds)
-        sock.connect((str(target), topo.SERVICE_PORT))
-        if proto is Proto.TCP:
+        if cell.source_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", cell.source_port))
+        sock.connect((str(cell.target), topo.SERVICE_PORT))
+        if cell.proto is Proto.TCP:
             sock.sendall(b"who\n")
             with sock.makefile("rb") as lines:
                 return lines.readline() or _raise("closed without an answer")
@@ -135,13 +142,13 @@ def _resend(sock: socket.socket, request: bytes, seconds: float) -> bytes:
     raise TimeoutError("timed out")
 
 
-def echo(target: IpAddress, *, seconds: float = 1.0, payload: bytes = b"datapath") -> None:
-    """Ping once (with resends) from the calling thread's namespace.
+def echo(target: IpAddress, *, seconds: float = 1.0, payload: bytes = b"datapath", ident: int = 0) -> None:
+    """Ping once (with resends) from the calling thread's namespace; `ident` 0 takes one that nobody else has.
 
     Raises:
         OSError: no answer in time, or an error came back.
     """
-    ident = next(_echo_ids) & 0xFFFF
+    ident = ident or next(_echo_ids) & 0xFFFF
     v4 = target.version == 4
     kinds = (8, 0) if v4 else (128, 129)
     proto = socket.IPPROTO_ICMP if v4 else socket.IPPROTO_ICMPV6
@@ -172,11 +179,28 @@ def echo_request(kind: int, ident: int, sequence: int, payload: bytes) -> bytes:
     return message[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + message[4:]
 
 
-def _judge(
-    lab: Lab, cell: Cell, answer: Answer, gateway: Sequence[Seen], vlans: dict[str, list[Seen]]
-) -> ProbeResult:
-    by_vlan = cell.expect in (Way.ROUTER, Way.ON_LINK)
-    ways, notes = (_ways_to_client if by_vlan else _ways_from_inside)(lab, cell, answer, gateway, vlans)
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """What left the node during a batch, and what of it on which VLAN some cell of the batch explains."""
+
+    gateway: Sequence[Seen]
+    vlans: dict[str, list[Seen]]
+    explained: frozenset[tuple[str, str, str, Proto]]
+
+
+def _flow(lab: Lab, cell: Cell) -> tuple[str, str, str, Proto]:
+    """Return the network, source and destination of the answer to a client on a VLAN, and the protocol."""
+    network = next(n for n in lab.networks if n.name == cell.network)
+    return cell.network, str(cell.target), str(network.clients[cell.client].get(cell.family)), cell.proto
+
+
+def _to_vlan(cell: Cell) -> bool:
+    return cell.expect in (Way.ROUTER, Way.ON_LINK)
+
+
+def _judge(lab: Lab, cell: Cell, answer: Answer, observed: _Observed) -> ProbeResult:
+    judge = _ways_to_client if _to_vlan(cell) else _ways_from_inside
+    ways, notes = judge(lab, cell, answer, observed)
     ok = answer.served and ways == {cell.expect} and not notes
     if answer.error:
         notes.insert(0, answer.error)
@@ -185,48 +209,39 @@ def _judge(
     return ProbeResult(cell, ok, frozenset(ways), "; ".join(notes) or answer.source)
 
 
-def _ways_to_client(
-    lab: Lab,
-    cell: Cell,
-    _answer: Answer,
-    gateway: Sequence[Seen],
-    vlans: dict[str, list[Seen]],
-) -> tuple[set[Way], list[str]]:
+def _ways_to_client(lab: Lab, cell: Cell, _answer: Answer, observed: _Observed) -> tuple[set[Way], list[str]]:
     ways: set[Way] = set()
     notes = []
-    network = next(n for n in lab.networks if n.name == cell.network)
-    client = str(network.clients[cell.client].get(cell.family))
-    router_mac = _mac(lab, network.role("router"), "br-vlan")
-    for name, seen in ((n, s) for n, entries in vlans.items() for s in entries):
-        if _is(seen, str(cell.target), client, cell.proto):
-            ways.add(Way.ROUTER if seen.mac == router_mac else Way.ON_LINK)
-            if name != cell.network:
-                notes.append(f"left by {name}")
+    _, vip, client, _ = _flow(lab, cell)
+    router = next(n for n in lab.networks if n.name == cell.network).role("router")
+    router_mac = _mac(lab, router, "br-vlan")
+    for name, seen in ((n, s) for n, entries in observed.vlans.items() for s in entries):
+        if _is(seen, vip, client, cell.proto):
+            if name == cell.network:
+                ways.add(Way.ROUTER if seen.mac == router_mac else Way.ON_LINK)
+            elif (name, vip, client, cell.proto) not in observed.explained:
+                notes.append(f"left by the VLAN of {name}")
         elif cell.backend is not Backend.HOST_VIP:
             server = str(topo.backend_address(cell.backend).get(cell.family))
             if _is(seen, client, server, cell.proto):
                 ways.add(Way.BOUNCED)
-    if any(_is(s, str(cell.target), client, cell.proto) for s in gateway):
+    if any(_is(s, vip, client, cell.proto) for s in observed.gateway):
         ways.add(Way.GATEWAY)
     return ways, notes
 
 
 def _ways_from_inside(
-    lab: Lab,
-    cell: Cell,
-    answer: Answer,
-    gateway: Sequence[Seen],
-    vlans: dict[str, list[Seen]],
+    lab: Lab, cell: Cell, answer: Answer, observed: _Observed
 ) -> tuple[set[Way], list[str]]:
     ways: set[Way] = set()
     notes = []
-    leaked = _leaks(lab, cell, vlans)
+    leaked = _leaks(lab, cell, observed.vlans)
     if leaked:
         ways.add(Way.ROUTER)
         notes.append(f"left by the VLAN: {leaked[0].source} > {leaked[0].destination}")
     if cell.expect is Way.GATEWAY:
         node = str(topo.NODE.get(cell.family))
-        if any(_is(s, node, str(cell.target), cell.proto) for s in gateway):
+        if any(_is(s, node, str(cell.target), cell.proto) for s in observed.gateway):
             ways.add(Way.GATEWAY)
         if answer.served and cell.proto is not Proto.ICMP and answer.source != node:
             notes.append(f"came from {answer.source} instead of {node}")
