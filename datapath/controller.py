@@ -32,6 +32,7 @@ from datapath.policy import LoadedPolicy, parse_policy
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import ChangeSet, reconcile
+from datapath.reconcile.present import carried_plan
 from datapath.reconcile.steps import Step
 from datapath.state import State, StateDirectory, current_netns
 
@@ -78,10 +79,16 @@ class _Prepared:
 
 
 class Controller:
-    """Everything that changes or compares a namespace goes through here."""
+    """Everything that changes or compares a namespace goes through here.
 
-    def __init__(self, directory: StateDirectory) -> None:
+    Args:
+        directory: of this namespace.
+        wait_for_devices: serve the other networks while a device is missing or down, instead of refusing.
+    """
+
+    def __init__(self, directory: StateDirectory, *, wait_for_devices: bool = False) -> None:
         self._directory = directory
+        self._wait_for_devices = wait_for_devices
         self._log = get_logger()
 
     def facts(self) -> Facts:
@@ -240,8 +247,13 @@ class Controller:
     def _preflight(self, loaded: LoadedPolicy, facts: Facts, state: State) -> _Prepared:
         plan = compile_located(loaded, facts)
         actual = observe(plan, state)
-        _refuse_conflicts(actual, plan)
+        _refuse_conflicts(actual, carried_plan(plan, actual.links) if self._wait_for_devices else plan)
         changes = reconcile(actual, plan, state.record, forget=_forget(plan, state))
+        if changes.waiting and not self._wait_for_devices:
+            raise ConflictError(
+                f"devices are down or cannot be made yet: {', '.join(sorted(changes.waiting))}",
+                hint="nothing was changed; set them (and what they lie on) up",
+            )
         with (
             tempfile.TemporaryDirectory(prefix="datapath-") as scratch,
             Executor(StateDirectory(Path(scratch))) as executor,
@@ -296,7 +308,9 @@ class Controller:
         self._directory.save(before)
         try:
             self._run(prepared.changes.steps)
-            return self._verify(prepared.plan, dataclasses.replace(before, record=prepared.changes.after))
+            return self._verify(
+                prepared.plan.settled, dataclasses.replace(before, record=prepared.changes.after)
+            )
         except DatapathError as error:
             self._log.warning("apply_failed", error=str(error))
             self._roll_back(previous, before)
@@ -374,11 +388,13 @@ def _refuse_conflicts(actual: Actual, plan: Plan) -> None:
 
 
 def _forget(plan: Plan, state: State) -> tuple[tuple[int, int], ...]:
-    """Marks that were a network's and are no longer that network's."""
-    mask = state.fwmark_mask
-    kept = {(ids.name, ids.fwmark) for ids in plan.ids} if mask == plan.fwmark_mask else set()
+    """Marks that were a network's and are no longer that network's, unless its connections are carried over."""
+    kept = {(ids.name, ids.fwmark) for ids in plan.ids}
+    carried = {change.name for change in plan.mark_changes}
     return tuple(
-        (item.fwmark, mask) for item in state.ids if item.fwmark and (item.name, item.fwmark) not in kept
+        (item.fwmark, state.fwmark_mask)
+        for item in state.ids
+        if item.fwmark and (item.name, item.fwmark) not in kept and item.name not in carried
     )
 
 

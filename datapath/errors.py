@@ -97,5 +97,9 @@ class EbpfError(KernelError):
     """This host cannot load the eBPF program; the nftables backend may serve instead."""
 
 
+class BusyError(DatapathError):
+    """Another process of ours works on the same state directory."""
+
+
 class ConflictError(DatapathError):
     """Something on this node that is not ours is in the way; nothing was changed."""

@@ -55,6 +55,9 @@ class Facts(_Frozen):
     Attributes:
         links: every device, by name.
         ids: read back from our own objects; the mask they were made under is `fwmark_mask`.
+        previous_ids: as they were when the last change was finished; connections carry marks of these. They differ
+            from `ids` only after a change that did not end.
+        previous_mask: the mask of those.
         rule_bank: which of the two banks of ip rules holds the live tree, None where there is none.
         ebpf_refused: why this host cannot load the eBPF program; empty where it can, or nobody asked.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
@@ -63,6 +66,8 @@ class Facts(_Frozen):
     links: tuple[LinkFacts, ...] = ()
     ids: tuple[IdFacts, ...] = ()
     fwmark_mask: int = 0
+    previous_ids: tuple[IdFacts, ...] = ()
+    previous_mask: int = 0
     rule_bank: int | None = None
     ebpf_refused: str = ""
     forwarding: dict[int, bool] = {4: True, 6: True}

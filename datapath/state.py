@@ -13,13 +13,14 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datapath.errors import DatapathError, InputError
+from datapath.errors import BusyError, DatapathError, InputError
 from datapath.facts import IdFacts
 from datapath.points import reached
 from datapath.reconcile.actual import Record, Saved
@@ -28,6 +29,9 @@ FORMAT = 1
 DEFAULT_DIRECTORY = Path("/run/datapath")
 _STATE = "state.json"
 _LOCK = "lock"
+DAEMON_LOCK = "daemon.lock"
+LOCK_WAIT_S = 10.0
+_LOCK_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +89,29 @@ class StateDirectory:
         self.path = path
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, wait_s: float = LOCK_WAIT_S, name: str = _LOCK) -> Iterator[None]:
         """Hold the directory: one writer at a time.
 
+        Args:
+            wait_s: for another process, such as a daemon that heals something at this moment.
+            name: of the lock; `DAEMON_LOCK` is held by a daemon for all of its life.
+
         Raises:
-            DatapathError: somebody else holds it, or it cannot be made.
+            BusyError: somebody else holds it.
+            DatapathError: it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o755)
-            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DatapathError(
                 f"state directory {self.path}: {error.strerror}", hint="choose another with --state-dir"
             ) from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DatapathError(
+            if not _lock_within(descriptor, wait_s):
+                raise BusyError(
                     f"another datapath process works on {self.path}", hint="wait until it has finished"
-                ) from error
+                )
             yield
         finally:
             os.close(descriptor)
@@ -167,8 +174,22 @@ class StateDirectory:
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != _LOCK:
+            elif path.name not in (_LOCK, DAEMON_LOCK):
                 path.unlink()
+
+
+def _lock_within(descriptor: int, seconds: float) -> bool:
+    """Polled, because flock(2) itself knows no timeout."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return True
 
 
 def _encode(state: State) -> dict[str, Any]:

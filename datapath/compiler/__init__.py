@@ -13,6 +13,7 @@ from datapath.compiler.nft_ingress import emit_classification
 from datapath.compiler.notes import emit_notes
 from datapath.compiler.routes import emit_routes
 from datapath.compiler.rules import choose_bank, emit_rules
+from datapath.compiler.translation import mark_changes, with_translation
 from datapath.facts import Facts
 from datapath.plan.model import Backend, NetworkIds, Plan
 from datapath.policy import Policy
@@ -41,6 +42,8 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
     program = emit_ingress(context)
     backend, reason = choose_backend(context, program)
     by_nft = emit_classification(context, program) if backend is Backend.NFT else Classification()
+    table = emit_table(context, by_nft, rule_bank=rule_bank)
+    changes, warnings = mark_changes(context)
     return Plan(
         fwmark_mask=context.mask,
         ids=tuple(sorted(i for i in ids.values() if i != NetworkIds(i.name))),
@@ -49,9 +52,11 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         rp_filter_exempt=emit_rp_filter_exempt(context),
         routes=emit_routes(context),
         rules=emit_rules(context, rule_bank=rule_bank),
-        table=emit_table(context, by_nft, rule_bank=rule_bank),
+        table=table,
+        mark_changes=changes,
+        transition=with_translation(table, changes) if table and changes else None,
         ingress=program,
         backend=backend,
         backend_reason=reason,
-        notes=emit_notes(context),
+        notes=(*emit_notes(context), *warnings),
     )

@@ -40,14 +40,23 @@ class Pool:
         self.taken.add(number)
         return True
 
-    def take(self, wish: int = 0) -> int:
-        """Take the wish if it is free, else the lowest free number from 1 up."""
-        if wish and self.claim(wish):
+    def take(self, wish: int, avoid: frozenset[int], limit: int) -> int:
+        """Take the wish if it is free, else the lowest free number from 1 up.
+
+        Args:
+            wish: 0 for none.
+            avoid: freed by this very change: connections may still carry them. Taken only if nothing else is left.
+            limit: the largest number there is; the result may be larger, which says that none is left.
+        """
+        if wish and wish not in avoid and self.claim(wish):
             return wish
-        while self._next in self.taken:
+        while self._next in self.taken or self._next in avoid:
             self._next += 1
-        self.taken.add(self._next)
-        return self._next
+        number = self._next
+        if number > limit:
+            number = min(avoid - self.taken, default=number)
+        self.taken.add(number)
+        return number
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,24 @@ def allocate(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> dict[
     """
     mask = policy.marks.effective_mask
     needs = list(_needs(policy, facts, links))
-    slots = _allocate(needs, lambda need: need.slot, lambda _: 0, lambda need: need.known.slot, {})
+    names = {network.name for network in policy.networks}
+    gone = [ids for ids in facts.ids if ids.name not in names]
+    slots = _allocate(
+        needs,
+        lambda need: need.slot,
+        lambda _: 0,
+        lambda need: need.known.slot,
+        {},
+        freed=frozenset(ids.slot for ids in gone),
+    )
     marks = _allocate(
         needs,
         lambda need: need.mark,
         lambda need: extract(need.network.mark or 0, mask),
         lambda need: _known_index(need.known, facts, mask),
         {name: slot for name, slot in slots.items() if slot <= _room(mask)},
+        freed=frozenset(_known_index(ids, facts, mask) for ids in gone),
+        limit=_room(mask),
     )
     tables = _allocate(
         needs,
@@ -83,6 +103,7 @@ def allocate(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> dict[
         lambda need: 0 if need.known.table in RESERVED_TABLES else need.known.table,
         {name: TABLE_BASE + slot for name, slot in slots.items()},
         base=TABLE_BASE,
+        freed=frozenset(ids.table - TABLE_BASE for ids in gone),
     )
     _refuse_overflow(needs, marks, mask)
     return {
@@ -119,6 +140,8 @@ def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rena
     wishes: dict[str, int],
     *,
     base: int = 0,
+    freed: frozenset[int] = frozenset(),
+    limit: int = SLOT_MAX,
 ) -> dict[str, int]:
     """Pins first, then what the kernel has, then new ones by name."""
     pool = Pool()
@@ -135,7 +158,7 @@ def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rena
         rest = waiting
     for need in rest:
         wish = wishes.get(need.network.name, 0)
-        result[need.network.name] = base + pool.take(wish - base if wish else 0)
+        result[need.network.name] = base + pool.take(wish - base if wish else 0, freed, limit)
     return result
 
 

@@ -22,6 +22,7 @@ from datapath.reconcile.steps import (
     SetSysctl,
     Step,
     SyncIngress,
+    TranslateConnections,
 )
 from datapath.state import StateDirectory
 
@@ -50,12 +51,12 @@ class Executor:
         Raises:
             KernelError: it would not: nft's parser or kernel, or the eBPF verifier, said no.
         """
-        if isinstance(step, NftTransaction):
+        if isinstance(step, NftTransaction) and not step.follows:
             nft.check_file(self._directory.write(TRANSACTION_FILE, step.text))
         elif isinstance(step, SyncIngress) and step.program.networks:
             ingress.verify(step.program)
 
-    def run(self, step: Step) -> None:  # noqa: C901  (one branch a kind of step)
+    def run(self, step: Step) -> None:  # noqa: C901, PLR0912  (one branch a kind of step)
         """Carry out one step.
 
         Raises:
@@ -85,5 +86,7 @@ class Executor:
                 ingress.sync(program, clsact=clsact)
             case ForgetConnections(fwmark, fwmask):
                 conntrack.forget(fwmark, fwmask)
+            case TranslateConnections(change):
+                conntrack.translate(change)
             case _:
                 assert_never(step)

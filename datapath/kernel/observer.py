@@ -12,6 +12,7 @@ from datapath.plan.model import Plan
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
 from datapath.reconcile.actual import Actual, ForeignMark
 from datapath.reconcile.conflicts import new_tables
+from datapath.reconcile.present import carried_program
 from datapath.state import State
 
 
@@ -26,6 +27,8 @@ def observe_facts(state: State) -> Facts:
         links=links,
         ids=tuple(ids[name] for name in sorted(ids)),
         fwmark_mask=live.fwmark_mask or state.fwmark_mask,
+        previous_ids=state.ids or live.ids,
+        previous_mask=state.fwmark_mask or live.fwmark_mask,
         rule_bank=live.rule_bank,
         forwarding=sysctl.forwarding(),
     )
@@ -62,5 +65,5 @@ def observe(desired: Plan, state: State) -> Actual:
             foreign_marks=_foreign_marks(desired, found[1] if found else []),
             links=links,
             sysctls=sysctl.observe(keys),
-            ingress=ingress.observe(desired.attached),
+            ingress=ingress.observe(carried_program(desired, links)),
         )

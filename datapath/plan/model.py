@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass, field
 
@@ -35,6 +36,22 @@ class Backend(enum.StrEnum):
     NONE = "none"
 
 
+@dataclass(frozen=True, slots=True)
+class MarkChange:
+    """A network that stays and gets another mark.
+
+    Attributes:
+        old: value under `old_mask`.
+        new: value under `new_mask`.
+    """
+
+    name: str
+    old: int
+    old_mask: int
+    new: int
+    new_mask: int
+
+
 class NoteLevel(enum.StrEnum):
     """How much a note matters to a reviewer."""
 
@@ -64,6 +81,9 @@ class Plan:
             its present effective value, whatever that is on this node.
         table: our nftables table, or None where nothing needs one.
         ingress: what is looked at as packets enter, whichever backend does it.
+        mark_changes: networks whose connections are to be carried over from another mark; nothing on a node
+            that is as the plan says.
+        transition: the table during that change, None where no mark changes.
         backend: who does it; `backend_reason` says why where the policy left the choice.
     """
 
@@ -76,6 +96,8 @@ class Plan:
     rules: tuple[FibRule, ...] = ()
     table: NftTable | None = None
     ingress: IngressProgram = field(default_factory=lambda: IngressProgram(0))
+    mark_changes: tuple[MarkChange, ...] = ()
+    transition: NftTable | None = None
     backend: Backend = Backend.NONE
     backend_reason: str = ""
     notes: tuple[Note, ...] = ()
@@ -84,6 +106,11 @@ class Plan:
     def attached(self) -> IngressProgram:
         """What the eBPF program is to be filled with: nothing where nftables does its work."""
         return self.ingress if self.backend is Backend.EBPF else IngressProgram(self.fwmark_mask)
+
+    @property
+    def settled(self) -> Plan:
+        """The plan once its change is over."""
+        return dataclasses.replace(self, mark_changes=(), transition=None)
 
     @property
     def is_empty(self) -> bool:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from datapath.plan.ingress import VlanProtocol
+from datapath.plan.ingress import IngressProgram, VlanProtocol
 from datapath.plan.model import Backend, Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import FibRule, Route, RuleAction, VlanLink
 from datapath.reconcile.actual import Actual, Record
-from datapath.reconcile.nft import diff_table
+from datapath.reconcile.nft import as_actual, diff_table
+from datapath.reconcile.present import carried_program, needed_devices, ready_devices
 from datapath.reconcile.steps import (
     AddLink,
     AddRoute,
@@ -29,6 +30,7 @@ from datapath.reconcile.steps import (
     SetLinkUp,
     Step,
     SyncIngress,
+    TranslateConnections,
 )
 from datapath.reconcile.sysctls import SysctlChanges, diff_sysctls, inherited, split_by_device
 
@@ -43,11 +45,13 @@ class ChangeSet:
         steps: nothing to do where empty.
         before: the record to be written before the first step.
         after: the record once all steps are done.
+        waiting: devices that are missing or down; what hangs on them is not among the steps.
     """
 
     steps: tuple[Step, ...]
     before: Record
     after: Record
+    waiting: frozenset[str] = frozenset()
 
 
 def reconcile(
@@ -61,21 +65,25 @@ def reconcile(
         record: what only memory can tell.
         forget: pairs of mark and mask whose connections must not survive (networks that are gone).
     """
-    links = _diff_links(actual, desired, record)
+    ready = ready_devices(desired, actual.links)
+    links = _diff_links(actual, desired, record, ready)
     values = inherited(actual.sysctls, links.created) | dict(actual.sysctls)
     sysctls = diff_sysctls(values, desired.sysctls, desired.rp_filter_exempt, record)
     early, late = split_by_device(sysctls.loosen, links.created)
     steps: list[Step] = [*early, *links.add, *late]
-    steps += [*_added_routes(actual, desired), *_added_rules(actual, desired)]
-    text = diff_table(actual.table, desired.table, spec=TABLE_SPEC)
-    ingress = [SyncIngress(desired.attached, record.clsact)] if _ingress_differs(actual, desired) else []
+    steps += [*_added_routes(actual, desired, ready), *_added_rules(actual, desired)]
+    text = diff_table(actual.table, desired.transition or desired.table, spec=TABLE_SPEC)
+    program = carried_program(desired, actual.links)
+    ingress = [SyncIngress(program, record.clsact)] if _ingress_differs(actual, program) else []
     nft = [NftTransaction(text)] if text else []
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
     steps += [*_removed_rules(actual, desired), *_removed_routes(actual, desired)]
+    steps += _end_of_transition(desired)
     steps += links.remove
     steps += split_by_device(sysctls.tighten, frozenset(step.link.name for step in links.remove))[0]
     steps += [ForgetConnections(mark, mask) for mark, mask in forget]
-    return ChangeSet(tuple(steps), *_records(record, actual, desired, links, sysctls))
+    before, after = _records(record, actual, program, links, sysctls)
+    return ChangeSet(tuple(steps), before, after, needed_devices(desired) - ready)
 
 
 def _ingress_first(actual: Actual, desired: Plan) -> bool:
@@ -89,6 +97,15 @@ def _ingress_first(actual: Actual, desired: Plan) -> bool:
     return takes_over and desired.backend is Backend.EBPF
 
 
+def _end_of_transition(desired: Plan) -> Iterator[Step]:
+    """Connections that sent no packet meanwhile are carried over, then the old marks are forgotten."""
+    if desired.transition is None:
+        return
+    for change in desired.mark_changes:
+        yield TranslateConnections(change)
+    yield NftTransaction(diff_table(as_actual(desired.transition), desired.table, spec=TABLE_SPEC), follows=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _LinkChanges:
     add: tuple[Step, ...]
@@ -96,12 +113,14 @@ class _LinkChanges:
     created: frozenset[str]
 
 
-def _diff_links(actual: Actual, desired: Plan, record: Record) -> _LinkChanges:
+def _diff_links(actual: Actual, desired: Plan, record: Record, ready: frozenset[str]) -> _LinkChanges:
     add: list[Step] = []
     created: set[str] = set()
     wanted = {link.name for link in desired.links}
     for link in desired.links:
         present = actual.links.get(link.name)
+        if link.name not in ready:
+            continue
         if present is None:
             add.append(AddLink(link))
             created.add(link.name)
@@ -139,10 +158,10 @@ def _route_key(route: Route) -> tuple[object, ...]:
     return route.table, route.destination, route.metric
 
 
-def _added_routes(actual: Actual, desired: Plan) -> Iterator[AddRoute]:
+def _added_routes(actual: Actual, desired: Plan, ready: frozenset[str]) -> Iterator[AddRoute]:
     present = {_route_key(route): route for route in actual.routes}
     for route in desired.routes:
-        if route not in actual.routes:
+        if route not in actual.routes and (not route.device or route.device in ready):
             yield AddRoute(route, present.get(_route_key(route)))
 
 
@@ -173,15 +192,15 @@ def _adding_order(rule: FibRule) -> tuple[int, ...]:
     return (phase, rule.family, -rule.priority, *rule.sort_key()[2:])
 
 
-def _ingress_differs(actual: Actual, desired: Plan) -> bool:
-    wanted = frozenset(desired.attached.attachments)
+def _ingress_differs(actual: Actual, program: IngressProgram) -> bool:
+    wanted = frozenset(program.attachments)
     return actual.ingress.attached != wanted or bool(actual.ingress.differences)
 
 
 def _records(
-    record: Record, actual: Actual, desired: Plan, links: _LinkChanges, sysctls: SysctlChanges
+    record: Record, actual: Actual, program: IngressProgram, links: _LinkChanges, sysctls: SysctlChanges
 ) -> tuple[Record, Record]:
-    attached = frozenset(desired.attached.attachments)
+    attached = frozenset(program.attachments)
     clsact = (record.clsact & actual.ingress.clsact) | (attached - actual.ingress.clsact)
     before = Record(sysctls.saved, record.links | links.created, record.clsact | clsact)
     after = Record(

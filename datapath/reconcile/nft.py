@@ -62,6 +62,15 @@ def _compare(actual: ActualTable, desired: NftTable) -> _Difference:
     )
 
 
+def as_actual(table: NftTable) -> ActualTable:
+    """A table as it will be once it has been applied."""
+    return ActualTable(
+        {chain.name: ActualChain(chain.digests, chain.base) for chain in table.chains},
+        {m.name: ActualMap(m.key_type, m.value_type, dict(m.elements), m.flags) for m in table.maps},
+        frozenset(table.counters),
+    )
+
+
 def _changes(actual: ActualTable, desired: NftTable) -> Iterator[str]:
     """Empty what goes, declare what comes, fill what changes, delete what nothing refers to any more."""
     difference = _compare(actual, desired)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datapath.plan.ingress import IngressProgram
+from datapath.plan.model import MarkChange
 from datapath.plan.rtnl import FibRule, Route, VlanLink
 
 
@@ -122,9 +123,14 @@ class DeleteRule:
 
 @dataclass(frozen=True, slots=True)
 class NftTransaction:
-    """One nft file, all or nothing. Its inverse is the diff the other way, made when it is needed."""
+    """One nft file, all or nothing. Its inverse is the diff the other way, made when it is needed.
+
+    Attributes:
+        follows: it builds on an earlier transaction of the same change, so it cannot be checked before that one.
+    """
 
     text: str
+    follows: bool = False
 
     def describe(self) -> str:
         commands = self.text.count("\n")
@@ -167,6 +173,26 @@ class ForgetConnections:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class TranslateConnections:
+    """Give the connection-tracking entries of a network its new mark."""
+
+    change: MarkChange
+
+    def describe(self) -> str:
+        change = self.change
+        return (
+            f"carry connections of {change.name} from mark {change.old:#010x}/{change.old_mask:#010x}"
+            f" to {change.new:#010x}/{change.new_mask:#010x}"
+        )
+
+    def inverse(self) -> TranslateConnections:
+        change = self.change
+        return TranslateConnections(
+            MarkChange(change.name, change.new, change.new_mask, change.old, change.old_mask)
+        )
+
+
 Step = (
     SetSysctl
     | AddLink
@@ -179,4 +205,5 @@ Step = (
     | NftTransaction
     | SyncIngress
     | ForgetConnections
+    | TranslateConnections
 )

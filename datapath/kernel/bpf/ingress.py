@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from datapath.errors import KernelError
 from datapath.kernel import tc
 from datapath.kernel.bpf import abi, compiler, libbpf, source
-from datapath.kernel.bpf.program import LoadedIngress, ProgramMeta, SlotCounters
+from datapath.kernel.bpf.program import LoadedIngress, ProgramMeta, SlotCounters, add_counters
 from datapath.kernel.bpf.tables import IngressTables, resolve
 
 if TYPE_CHECKING:
@@ -306,9 +306,5 @@ def _carry(loaded: LoadedIngress, olds: list[LoadedIngress]) -> None:
     total: SlotCounters = {}
     for old in olds:
         for slot, by_verdict in old.read_counters().items():
-            before = total.get(slot)
-            total[slot] = {
-                verdict: counter if before is None else before[verdict] + counter
-                for verdict, counter in by_verdict.items()
-            }
+            total[slot] = add_counters(total.get(slot), by_verdict)
     loaded.carry_counters(total)
