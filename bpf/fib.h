@@ -6,6 +6,7 @@
 #include <linux/bpf.h>
 
 #include "ip.h"
+#include "scope.h"
 
 #define AF_INET_NUMBER 2
 #define AF_INET6_NUMBER 10
@@ -25,6 +26,9 @@ enum reverse_path {
  * MTU of that device. The lookup starts at the network's device, not at the trunk: rules by device and VRFs answer
  * for it.
  *
+ * The helper answers NOT_FWDED for any IPv6 source or destination that is multicast, loopback or link-local; a packet
+ * to such an address is looked up without a source instead.
+ *
  * With forwarding off on that device the helper refuses to look (FWD_DISABLED): that is no failed check.
  * An encapsulating route (UNSUPP_LWT) leaves the device unset.
  */
@@ -40,7 +44,8 @@ static __always_inline enum reverse_path reverse_path(struct __sk_buff *skb, con
 		lookup.ipv4_dst = packet->source[0];
 	} else {
 		lookup.family = AF_INET6_NUMBER;
-		__builtin_memcpy(lookup.ipv6_src, packet->destination, sizeof(lookup.ipv6_src));
+		if (is_routable6(packet->destination))
+			__builtin_memcpy(lookup.ipv6_src, packet->destination, sizeof(lookup.ipv6_src));
 		__builtin_memcpy(lookup.ipv6_dst, packet->source, sizeof(lookup.ipv6_dst));
 	}
 	result = bpf_fib_lookup(skb, &lookup, sizeof(lookup), 0);

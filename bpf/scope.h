@@ -34,6 +34,17 @@ static __always_inline _Bool is_unspecified6(const __be32 *address)
 	return !(address[0] | address[1] | address[2] | address[3]);
 }
 
+static __always_inline _Bool is_loopback6(const __be32 *address)
+{
+	return !address[0] && !address[1] && !address[2] && BE32(address[3]) == 1;
+}
+
+/* An address that a route could be asked for. */
+static __always_inline _Bool is_routable6(const __be32 *address)
+{
+	return BE32(address[0]) >> 24 != 0xff && !is_link_local6(address) && !is_loopback6(address);
+}
+
 /*
  * Sources that are never right on a wire: 0/8, 127/8, multicast, and 240/4 with the broadcast address. For
  * IPv6 ::/96 (unspecified, loopback, IPv4-compatible), IPv4-mapped and multicast. ::/8 as a whole is

@@ -14,7 +14,8 @@ from datapath.kernel.bpf import LoadedIngress, abi, compiler, libbpf, source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from datapath.kernel.bpf import IngressTables
+    from datapath.kernel.bpf import Counter, IngressTables
+    from datapath.plan.ingress import Verdict
     from tests.bpf.packets import Tag
 
 TC_ACT_UNSPEC = -1
@@ -23,6 +24,9 @@ TC_ACT_SHOT = 2
 _ENTRY = Path(__file__).with_name("entry.bpf.c")
 _CONTEXT_SIZE = 180
 # Offsets in struct __sk_buff, which is UAPI: they never change.
+# What BPF_PROG_TEST_RUN insists on since Linux 6.18.
+_SHORTEST_PAYLOAD = {0x0800: 20, 0x86DD: 40}
+_UNUSED_ETHERTYPE = b"\x88\xb5"
 _MARK, _IFINDEX, _CB, _GSO_SEGS = 8, 40, 48, 164
 
 
@@ -53,11 +57,19 @@ class Harness:
         context = bytearray(_CONTEXT_SIZE)
         struct.pack_into("=I", context, _MARK, mark)
         struct.pack_into("=I", context, _IFINDEX, ifindex)
-        struct.pack_into("=II", context, _CB, *(metadata_tag or (0, 0)))
+        (ethertype,) = struct.unpack_from("!H", data, 12)
+        is_refused = len(data) < 14 + _SHORTEST_PAYLOAD.get(ethertype, 0)
+        if is_refused:
+            data = data[:12] + _UNUSED_ETHERTYPE + data[14:]
+        struct.pack_into("=III", context, _CB, *(metadata_tag or (0, 0)), ethertype if is_refused else 0)
         struct.pack_into("=I", context, _GSO_SEGS, gso_segs)
         result = self.loaded.test_run(data, context=bytes(context))
         (mark_after,) = struct.unpack_from("=I", result.context, _MARK)
         return Outcome(action=result.return_value, mark=mark_after)
+
+    def counts(self, slot: int) -> dict[Verdict, Counter]:
+        """The slot's counters."""
+        return self.loaded.read_slot(slot)
 
 
 @contextlib.contextmanager

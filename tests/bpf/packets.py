@@ -50,6 +50,7 @@ def ipv4(
     protocol: int = 17,
     options: bytes = b"",
     fragment: int = 0,
+    ttl: int = 64,
     total_length: int | None = None,
     version: int = 4,
     header_words: int | None = None,
@@ -62,10 +63,10 @@ def ipv4(
         "!BBHHHBBH4s4s",
         version << 4 | words,
         0,
-        length,
+        length & 0xFFFF,
         1,
         fragment,
-        64,
+        ttl,
         protocol,
         0,
         ipaddress.IPv4Address(source).packed,
@@ -82,6 +83,7 @@ def ipv6(
     *,
     next_header: int = 17,
     extensions: bytes = b"",
+    hop_limit: int = 64,
     payload_length: int | None = None,
     version: int = 6,
 ) -> bytes:
@@ -89,7 +91,7 @@ def ipv6(
     body = extensions + (udp() if payload is None else payload)
     length = len(body) if payload_length is None else payload_length
     return (
-        struct.pack("!IHBB", version << 28, length & 0xFFFF, next_header, 64)
+        struct.pack("!IHBB", version << 28, length & 0xFFFF, next_header, hop_limit)
         + ipaddress.IPv6Address(source).packed
         + ipaddress.IPv6Address(destination).packed
         + body
