@@ -142,7 +142,9 @@ def _reload_reason(
         return f"the fwmark mask changes from {program.meta.fwmark_mask:#x}"
     if not program.is_current:
         return "the program's text changed"
-    if not program.meta.capacities.holds(tables.need):
+    # Entries are added before others are removed, so both must fit for a moment.
+    together = len(program.tables.networks.keys() | tables.networks.keys())
+    if not program.meta.capacities.holds(tables.need) or together > program.meta.capacities.networks:
         return "its maps are too small"
     return ""
 
