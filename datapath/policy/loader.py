@@ -51,17 +51,35 @@ def load_policy(path: Path) -> LoadedPolicy:
         InputError: the file cannot be read.
         PolicyError: the policy cannot be used; it has all the problems.
     """
+    return parse_policy(_read_bytes(path), str(path))
+
+
+def read_source(path: Path) -> tuple[PolicySource, Document]:
+    """Read one file of several that make a policy together: its data and positions, not validated.
+
+    Raises:
+        InputError: the file cannot be read.
+        PolicyError: it is no YAML.
+    """
+    decoded = _decode(_read_bytes(path), str(path))
+    try:
+        document = read_yaml(decoded)
+    except BrokenYamlError as broken:
+        raise PolicySource(str(path), decoded).error(broken.problems) from None
+    return PolicySource(str(path), decoded, document.place), document
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             # One byte more than allowed tells the loader that there is more.
-            text = file.read(FILE_BYTES_MAX + 1)
+            return file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(
             f"cannot read the policy {str(path)!r}: {reason}",
             hint="give the path of a policy file that you may read",
         ) from None
-    return parse_policy(text, str(path))
 
 
 def parse_policy(text: bytes, filename: str) -> LoadedPolicy:

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens in the namespace, as events: rtnetlink and nftables multicast, read cheaply.
+
+A node with a routing daemon sees ten thousand route changes a second that do not concern us: the kernel drops
+them before they reach the socket (`kernel/socket_filter.py`). What is left is looked at with `struct`, not
+with a netlink library, and becomes an `Event` only if it may concern one of our objects. An event says that
+it is worth looking, never what to do: reconciliation reads the kernel itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from datapath.kernel.socket_filter import attach_route_filter
+from datapath.plan.nft import TABLE_NAME
+from datapath.plan.rtnl import ROUTE_PROTOCOL, TABLE_MAIN
+
+#: linux/socket.h, linux/netlink.h, linux/netfilter/nfnetlink.h: not all of them are in Python's `socket`.
+_AF_NETLINK: Final = 16
+_NETLINK_ROUTE: Final = 0
+_NETLINK_NETFILTER: Final = 12
+_SOL_NETLINK: Final = 270
+_ADD_MEMBERSHIP: Final = 1
+_NFNLGRP_NFTABLES: Final = 7
+_SO_RCVBUFFORCE: Final = 33
+_RECEIVE_BUFFER: Final = 2 * 1024 * 1024
+#: RTNLGRP_LINK, TC, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF,
+#: IPV6_NETCONF.
+_ROUTE_GROUPS: Final = (1, 4, 5, 7, 8, 9, 11, 19, 24, 25)
+_HEADER: Final = struct.Struct("=IHHII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_DATAGRAM_MAX: Final = 65_536
+#: In one go, so that a storm cannot keep the loop from anything else.
+_READS_MAX: Final = 256
+#: pyroute2 numbers its sockets in the bits above the largest process id.
+_PID_BITS: Final = 0x3FFFFF
+
+_LINK, _ADDRESS, _ROUTE, _RULE, _QDISC, _FILTER, _NETCONF = 16, 20, 24, 32, 36, 44, 80
+_NAMES: Final = {
+    _LINK: ("link", "device"),
+    _ADDRESS: ("address", "address"),
+    _ROUTE: ("route", "route"),
+    _RULE: ("rule", "ip rule"),
+    _QDISC: ("tc", "qdisc"),
+    _FILTER: ("tc", "tc filter"),
+    _NETCONF: ("sysctl", "sysctl"),
+}
+#: The NFT_MSG_* of linux/netfilter/nf_tables.h that a change of a table can consist of.
+_NFT_MESSAGES: Final = {
+    0: "table added",
+    2: "table deleted",
+    3: "chain added",
+    5: "chain deleted",
+    6: "rule added",
+    8: "rule deleted",
+    9: "map added",
+    11: "map deleted",
+    12: "map element added",
+    14: "map element deleted",
+    18: "counter added",
+    20: "counter deleted",
+}
+_NEWGEN: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened that may concern us.
+
+    Attributes:
+        kind: what sort of object: nft, route, rule, link, address, tc, sysctl, or `lost` where the kernel
+            had more to say than the socket could hold.
+        what: for people.
+        by: process and pid, empty where nobody can tell (the kernel itself, a process that is gone).
+        at_s: monotonic clock, when it was read.
+    """
+
+    kind: str
+    what: str
+    by: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """What concerns us.
+
+    Attributes:
+        devices: names, also of devices that are missing at present.
+        tables: routing tables of ours.
+    """
+
+    devices: frozenset[str] = frozenset()
+    tables: frozenset[int] = frozenset()
+
+
+class RouteWatch:
+    """Links, addresses, routes, rules, tc and rp_filter of the current namespace."""
+
+    def __init__(self) -> None:
+        self._socket = _multicast(_NETLINK_ROUTE, _ROUTE_GROUPS)
+        self._interest = Interest()
+        self._indexes: set[int] = set()
+        attach_route_filter(self._socket, ROUTE_PROTOCOL, frozenset())
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def follow(self, interest: Interest) -> None:
+        """Report what concerns these; everything of another network's is passed over from now on."""
+        if interest.tables != self._interest.tables:
+            attach_route_filter(self._socket, ROUTE_PROTOCOL, interest.tables - {TABLE_MAIN})
+        self._interest = interest
+        self._indexes = {index for index, name in socket.if_nameindex() if name in interest.devices}
+
+    def read(self) -> list[Event]:
+        """What has come in; empty where nothing concerns us. Never waits."""
+        events: list[Event] = []
+        for data in _datagrams(self._socket, events):
+            for kind, port, message in _messages(data):
+                if port & _PID_BITS == os.getpid() or not self._concerns(kind, message):
+                    continue
+                label, noun = _NAMES[kind & ~3]
+                verb = "deleted" if kind & 3 == 1 else "added or changed"
+                events.append(Event(label, f"{noun} {verb}", process_name(port), time.monotonic()))
+        return events
+
+    def _concerns(self, kind: int, message: memoryview) -> bool:
+        base = kind & ~3
+        if base == _ROUTE:
+            return self._route_concerns(message)
+        if base == _LINK:
+            return self._link_concerns(kind, message)
+        if base == _RULE:
+            return _attribute(message, 12, 21) == bytes([ROUTE_PROTOCOL])  # FRA_PROTOCOL
+        if base == _ADDRESS:
+            return _is_global(_attribute(message, 8, 2) or _attribute(message, 8, 1))  # IFA_LOCAL, IFA_ADDRESS
+        if base in (_QDISC, _FILTER):
+            return struct.unpack_from("=i", message, 4)[0] in self._indexes
+        if base == _NETCONF:
+            index = _attribute(message, 1, 1, header=4)  # NETCONFA_IFINDEX; the header is padded
+            return index is not None and _is_ours_or_all(struct.unpack("=i", index)[0], self._indexes)
+        return False
+
+    def _route_concerns(self, message: memoryview) -> bool:
+        if message[5] == ROUTE_PROTOCOL:
+            return True
+        table = _attribute(message, 12, 15)  # RTA_TABLE
+        number = struct.unpack("=I", table)[0] if table else message[4]
+        return number in self._interest.tables and number != TABLE_MAIN
+
+    def _link_concerns(self, kind: int, message: memoryview) -> bool:
+        (index,) = struct.unpack_from("=i", message, 4)
+        name = _attribute(message, 16, 3)  # IFLA_IFNAME
+        is_ours = name is not None and name.rstrip(b"\0").decode(errors="replace") in self._interest.devices
+        was_ours = index in self._indexes
+        if is_ours and kind == _LINK:
+            self._indexes.add(index)
+        elif was_ours:
+            self._indexes.discard(index)
+        return is_ours or was_ours
+
+
+class NftWatch:
+    """Changes of our nftables table, by others."""
+
+    def __init__(self) -> None:
+        self._socket = _multicast(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
+        self._name = TABLE_NAME.encode() + b"\0"
+        self._seen = ""
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def read(self) -> list[Event]:
+        """What has come in, once per transaction; empty where nothing concerns us. Never waits."""
+        events: list[Event] = []
+        for data in _datagrams(self._socket, events):
+            # kube-proxy writes thousands of elements into its own table: one search instead of a parser.
+            if not self._seen and self._name not in data and data[4] != _NEWGEN:
+                continue
+            for kind, _, message in _messages(data):
+                if kind & 0xFF == _NEWGEN:
+                    events += self._end_of_transaction(message)
+                elif _attribute(message, 4, 1) == self._name:
+                    self._seen = _NFT_MESSAGES.get(kind & 0xFF, "table changed")
+        return events
+
+    def _end_of_transaction(self, message: memoryview) -> Iterator[Event]:
+        what, self._seen = self._seen, ""
+        pid_bytes, name = _attribute(message, 4, 2), _attribute(message, 4, 3)  # NFTA_GEN_PROC_PID, _NAME
+        pid = struct.unpack("!I", pid_bytes)[0] if pid_bytes else 0
+        if what and pid != os.getpid():
+            comm = name.rstrip(b"\0").decode(errors="replace") if name else ""
+            yield Event("nft", what, f"{comm or 'process'}[{pid}]" if pid else comm, time.monotonic())
+
+
+def process_name(port: int) -> str:
+    """The process behind a netlink port id, as far as it can be known: most bind to their own pid."""
+    pid = port & _PID_BITS
+    if not pid:
+        return ""
+    try:
+        return f"{Path(f'/proc/{pid}/comm').read_text(encoding='utf-8', errors='replace').strip()}[{pid}]"
+    except OSError:
+        return f"process {pid}, which is gone" if port == pid else ""
+
+
+def _multicast(protocol: int, groups: tuple[int, ...]) -> socket.socket:
+    sock = socket.socket(_AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+    with contextlib.suppress(PermissionError):  # a smaller buffer only means to look again more often
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+    sock.bind((0, 0))
+    for group in groups:
+        sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    return sock
+
+
+def _datagrams(sock: socket.socket, events: list[Event]) -> Iterator[bytes]:
+    for _ in range(_READS_MAX):
+        try:
+            yield sock.recv(_DATAGRAM_MAX)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            events.append(Event("lost", "more events than the socket holds", "", time.monotonic()))
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, memoryview]]:
+    """Type, port id and body of every message of a datagram."""
+    view, offset = memoryview(data), 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, _, port = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, port, view[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _attribute(message: memoryview, offset: int, wanted: int, *, header: int = 0) -> bytes | None:
+    """Payload of the first attribute of a type, behind a header of `offset` (or `header`) bytes."""
+    offset = header or offset
+    while offset + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, offset)
+        if length < _ATTRIBUTE.size:
+            return None
+        if kind & 0x3FFF == wanted:
+            return bytes(message[offset + _ATTRIBUTE.size : offset + length])
+        offset += (length + 3) & ~3
+    return None
+
+
+def _is_global(address: bytes | None) -> bool:
+    """Pods' devices come with link-local addresses all day: those are in nobody's source list."""
+    if not address:
+        return True
+    parsed = ip_address(address)
+    return not (parsed.is_link_local or parsed.is_loopback)
+
+
+def _is_ours_or_all(index: int, indexes: set[int]) -> bool:
+    return index < 0 or index in indexes  # NETCONFA_IFINDEX_ALL is -1, _DEFAULT is -2
