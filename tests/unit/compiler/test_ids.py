@@ -75,11 +75,21 @@ def test_the_lowest_free_numbers_by_name() -> None:
     }
 
 
-def test_removal_frees_the_ids() -> None:
+def test_removal_frees_the_ids_for_the_next_change() -> None:
     before = facts_after(compile_policy(of_names(["a", "b", "c"]), Facts()))
-    after = ids(of_names(["a", "c", "z"]), before)
-    assert after["z"] == NetworkIds("z", 0x20000, 700_002, 2)
+    plan = compile_policy(of_names(["a", "c", "y"]), before)
+    after = {item.name: item for item in plan.ids}
+    # Connections of b still carry its mark while this change runs.
+    assert after["y"] == NetworkIds("y", 0x40000, 700_004, 4)
     assert after["c"] == NetworkIds("c", 0x30000, 700_003, 3)
+    then = ids(of_names(["a", "c", "y", "z"]), facts_after(plan))
+    assert then["z"] == NetworkIds("z", 0x20000, 700_002, 2)
+
+
+def test_ids_of_this_very_change_are_taken_if_no_others_are_left() -> None:
+    before = facts_after(compile_policy(of_names(["a", "b", "c"], 0x30000), Facts()))
+    after = ids(of_names(["a", "c", "z"], 0x30000), before)
+    assert after["z"].fwmark == 0x20000
 
 
 def test_pins_come_first_and_the_others_step_aside() -> None:
