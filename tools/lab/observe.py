@@ -2,8 +2,8 @@
 """Where the node's packets went: nft counters at the other ends of its two links.
 
 They hang at the ingress of the router's and the gateway's port, so they see every frame that left the node there,
-also what goes straight to a client on the VLAN. After un-DNAT the source of a reply is the VIP, so (source,
-destination, protocol) names the cell.
+also what goes straight to a client on the VLAN. Tagged frames on a trunk are counted where the tag ends. After
+un-DNAT the source of a reply is the VIP, so (source, destination, protocol) names the cell.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ table netdev lab {{
   counter wrong_way {{ }}
   chain in {{
     type filter hook ingress device "{device}" priority 0; policy accept;
+    ether type 8021q accept
     icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld2-listener-report }} accept
     update @seen4 {{ ether daddr . ip saddr . ip daddr . ip protocol }}
     meta protocol ip6 update @seen6 {{ ether daddr . ip6 saddr . ip6 daddr . meta l4proto }}
