@@ -289,7 +289,7 @@ class Controller:
         if not state.policy:
             return None
         loaded = parse_policy(state.policy.encode(), state.policy_name)
-        plan = compile_located(loaded, _facts_in_force(state))
+        plan = compile_located(loaded, facts_in_force(state))
         actual = observe(plan, state)
         steps = reconcile(actual, plan, state.record).steps
         return Drift(plan, steps, actual, state)
@@ -299,7 +299,7 @@ class Controller:
         if not state.policy:
             return Plan(state.fwmark_mask)
         loaded = parse_policy(state.policy.encode(), state.policy_name)
-        return compile_policy(loaded.policy, _facts_in_force(state))
+        return compile_policy(loaded.policy, facts_in_force(state))
 
     def _change(self, prepared: _Prepared, state: State) -> Record:
         """Remember, carry out, verify; on failure back to the policy in force."""
@@ -361,7 +361,7 @@ class Controller:
         self._log.info("rollback_done", steps=len(changes.steps))
 
 
-def _facts_in_force(state: State) -> Facts:
+def facts_in_force(state: State) -> Facts:
     """This host's facts, with the backend that the last apply found possible."""
     return observe_facts(state).model_copy(update={"ebpf_refused": state.ebpf_refused})
 
