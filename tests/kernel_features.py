@@ -68,16 +68,17 @@ def kernel_has(feature: str) -> bool:
 
     Raises:
         KeyError: nobody wrote a probe for this feature.
+        subprocess.CalledProcessError: no network namespace can be made and used here.
     """
     probe = PROBES[feature]
     namespace = f"dp-probe-{os.getpid()}"
+    inside = ["ip", "netns", "exec", namespace]
     subprocess.run(["ip", "netns", "add", namespace], check=True, capture_output=True, timeout=30)
     try:
+        # Where nothing at all works in a namespace, a failed probe says nothing about the kernel.
+        subprocess.run([*inside, "ip", "link", "show", "lo"], check=True, capture_output=True, timeout=30)
         return all(
-            subprocess.run(
-                ["ip", "netns", "exec", namespace, *command], check=False, capture_output=True, timeout=30
-            ).returncode
-            == 0
+            subprocess.run([*inside, *command], check=False, capture_output=True, timeout=30).returncode == 0
             for command in probe.commands
         )
     finally:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).parent.parent.parent
 _MEMORY: Final = "3G"
 _POLL_S: Final = 0.2
+#: Kept back of the time limit for power on, imports and the report.
+_BOOT_S: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def run_tests(
         shared = Path(shared_name)
         output = shared / "pytest.log"
         output.touch()
-        command = _vng_command(image, pytest_options, shared)
+        command = _vng_command(image, pytest_options, shared, timeout_s)
         with (
             (shared / "console.log").open("wb") as console,
             output.open(encoding="utf-8", errors="replace") as log,
@@ -84,8 +86,12 @@ def run_tests(
     return outcome
 
 
-def _vng_command(image: KernelImage, pytest_options: Sequence[str], shared: Path) -> list[str]:
-    guest = [sys.executable, "-m", "tools.vm.guest", str(shared), image.release, *pytest_options]
+def _vng_command(
+    image: KernelImage, pytest_options: Sequence[str], shared: Path, timeout_s: float
+) -> list[str]:
+    # pytest stops by itself in time to say what failed; pulling the plug would lose that.
+    in_time = f"--session-timeout={max(1, round(timeout_s - _BOOT_S))}"
+    guest = [sys.executable, "-m", "tools.vm.guest", str(shared), image.release, in_time, *pytest_options]
     return [
         str(Path(sys.executable).parent / "vng"),
         "--run",
