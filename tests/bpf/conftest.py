@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,3 +69,42 @@ def module_node() -> Iterator[str]:
     """The same for a whole module, where loading a program is the expensive part."""
     with new_namespace("node") as name, inside(name):
         yield name
+
+
+class Wire:
+    """The far end of the node's devices."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+
+    def send(self, data: bytes, device: str = "wire0", times: int = 1) -> None:
+        """Frames into the node."""
+        with inside(self._namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind((device, 0))
+            for _ in range(times):
+                raw.send(data)
+
+
+@pytest.fixture
+def wire(node: str) -> Iterator[Wire]:
+    with new_namespace("wire") as far:
+        # Or the far end's own neighbour discovery would be counted.
+        run("ip", "netns", "exec", far, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+        for number in range(2):
+            run(
+                "ip",
+                "link",
+                "add",
+                f"trunk{number}",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                f"wire{number}",
+                "netns",
+                far,
+            )
+            run("ip", "link", "set", f"trunk{number}", "up", "address", "02:00:00:00:00:01")
+            run("ip", "-n", far, "link", "set", f"wire{number}", "up")
+        assert node
+        yield Wire(far)

@@ -15,7 +15,7 @@ from pyroute2 import IPRoute
 from datapath.errors import ConflictError, KernelError
 from datapath.kernel import bpf, tc
 from datapath.plan.ingress import IngressNetwork, IngressPoint, IngressProgram, Verdict, VlanProtocol
-from tests.bpf.conftest import inside, new_namespace, run
+from tests.bpf.conftest import Wire, run
 from tests.bpf.packets import ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, frame, ipv4, ipv6
 
 if TYPE_CHECKING:
@@ -46,45 +46,6 @@ table netdev probe {
     }
 }
 """
-
-
-class Wire:
-    """The far end of the node's devices."""
-
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
-
-    def send(self, data: bytes, device: str = "wire0", times: int = 1) -> None:
-        """Frames into the node."""
-        with inside(self._namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-            raw.bind((device, 0))
-            for _ in range(times):
-                raw.send(data)
-
-
-@pytest.fixture
-def wire(node: str) -> Iterator[Wire]:
-    with new_namespace("wire") as far:
-        # Or the far end's own neighbour discovery would be counted.
-        run("ip", "netns", "exec", far, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
-        for number in range(2):
-            run(
-                "ip",
-                "link",
-                "add",
-                f"trunk{number}",
-                "type",
-                "veth",
-                "peer",
-                "name",
-                f"wire{number}",
-                "netns",
-                far,
-            )
-            run("ip", "link", "set", f"trunk{number}", "up", "address", "02:00:00:00:00:01")
-            run("ip", "-n", far, "link", "set", f"wire{number}", "up")
-        assert node
-        yield Wire(far)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tc eBPF program: compiled with bcc in a child process, handled here through libbpf and tc."""
 
+from datapath.kernel.bpf.drops import Drop, DropReader, iter_drops
 from datapath.kernel.bpf.ingress import (
     ActualProgram,
     IngressDiff,
@@ -25,6 +26,8 @@ __all__ = [
     "AttachResult",
     "Capacities",
     "Counter",
+    "Drop",
+    "DropReader",
     "IngressDiff",
     "IngressState",
     "IngressTables",
@@ -37,6 +40,7 @@ __all__ = [
     "compare_ingress",
     "desired_digest",
     "detach",
+    "iter_drops",
     "load_ingress",
     "observe_ingress",
     "read_counters",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _ENOENT: Final = 2
+_EINTR: Final = 4
 _BATCH: Final = 4096
 _PERCPU_TYPES: Final = frozenset({5, 6, 10})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH of linux/bpf.h
 
@@ -313,6 +314,50 @@ class Map:
             if result == -_ENOENT or len(found) > self.max_entries or count.value == 0:
                 return found
             first = False
+
+
+_SAMPLE_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+class RingBuffer:
+    """The reading end of a BPF_MAP_TYPE_RINGBUF map.
+
+    Raises:
+        KernelError: the kernel refused to map it.
+    """
+
+    def __init__(self, bpf_map: Map) -> None:
+        self._samples: list[bytes] = []
+        # libbpf keeps a plain pointer to the callback: it must live as long as the ring.
+        self._callback = _SAMPLE_CALLBACK(self._keep)
+        library = _library()
+        library.ring_buffer__new.restype = ctypes.c_void_p
+        self._ring: int | None = library.ring_buffer__new(bpf_map.fd.number, self._callback, None, None)
+        if not self._ring:
+            number = ctypes.get_errno()
+            raise KernelError("map the ring buffer of drop samples", os.strerror(number), errno=number)
+
+    def _keep(self, _context: int | None, data: int, size: int) -> int:
+        self._samples.append(ctypes.string_at(data, size))
+        return 0
+
+    def poll(self, timeout_ms: int) -> list[bytes]:
+        """Samples that are there, else those that come within the timeout.
+
+        Raises:
+            KernelError: polling failed. An interrupting signal is no failure.
+        """
+        result = _library().ring_buffer__poll(ctypes.c_void_p(self._ring), timeout_ms)
+        if result != -_EINTR:
+            _check("read drop samples", result)
+        samples, self._samples = self._samples, []
+        return samples
+
+    def close(self) -> None:
+        """Unmap it; again does nothing."""
+        ring, self._ring = self._ring, None
+        if ring:
+            _library().ring_buffer__free(ctypes.c_void_p(ring))
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,10 @@ class LoadedIngress:
         """Descriptor of the program, to attach it."""
         return self._program.number
 
+    def map(self, name: str) -> libbpf.Map:
+        """One of `abi.MAP_NAMES`."""
+        return self._maps[name]
+
     def bind_maps(self) -> None:
         """Tie the maps that only user space uses to the life of the program."""
         for bpf_map in self._maps.values():
