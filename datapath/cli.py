@@ -110,6 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     teardown = _verb(verbs, "teardown", _teardown, "remove everything of ours and put back what was there")
     _add_state(teardown)
 
+    run = _verb(verbs, "run", _run_daemon, "the daemon: apply, watch, heal; SIGHUP reloads, SIGTERM changes nothing")
+    _add_policy(run)
+    run.add_argument(
+        "--policy-dir", type=Path, metavar="DIR", help="drop-in files (*.yaml) with further networks"
+    )
+    run.add_argument(
+        "--metrics", metavar="WHERE", help="serve Prometheus metrics at 127.0.0.1:PORT or unix:PATH"
+    )
+    _add_state(run)
+
     facts = _verb(verbs, "facts", _facts, "print what the compiler knows of this host, for `compile --facts`")
     _add_state(facts)
     return parser
@@ -273,6 +283,13 @@ def _status(arguments: argparse.Namespace) -> int:
     else:
         print(status.render())
     return DIFFERENCES if status.drift else 0
+
+
+def _run_daemon(arguments: argparse.Namespace) -> int:
+    from datapath.service import run_service  # noqa: PLC0415  (only the daemon needs it)
+
+    run_service(arguments.policy, arguments.policy_dir, arguments.state_dir, arguments.metrics)
+    return 0
 
 
 def _teardown(arguments: argparse.Namespace) -> int:

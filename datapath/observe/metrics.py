@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon tells Prometheus.
+
+The daemon counts in `ServiceStats`, plain Python; only a daemon that was asked for metrics imports
+prometheus-client. Packets are read from the kernel when somebody scrapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from datapath import __version__
+from datapath.errors import DatapathError
+from datapath.kernel.counters import NetworkCounters, read_counters
+from datapath.observe.stats import Histogram, ServiceStats
+from datapath.plan.ingress import Verdict
+
+
+class ServiceCollector(Collector):
+    """Turns the daemon's numbers and the kernel's counters into metrics."""
+
+    def __init__(self, stats: ServiceStats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _service_metrics(self._stats)
+        yield from _network_metrics(self._stats)
+
+
+def _service_metrics(stats: ServiceStats) -> Iterator[Metric]:
+    info = InfoMetricFamily("datapath_build", "Version of the daemon.")
+    info.add_metric([], {"version": __version__})
+    yield info
+    for name, text, value in (
+        ("generation", "Number of the policy in force; 0 where none is.", stats.generation),
+        ("apply_failed", "1 while a policy of the files cannot be put in force on this node.", stats.apply_failed),
+        ("policy_rejected", "1 while the policy files hold no valid policy.", stats.policy_rejected),
+        ("contested", "1 while somebody undoes our changes again and again.", bool(stats.contested)),
+        ("apply_timestamp_seconds", "When a policy was put in force last, Unix time.", stats.applied_at),
+        ("drift_unhealed", "Differences that could not be repaired yet.", stats.unhealed),
+    ):
+        yield GaugeMetricFamily(f"datapath_{name}", text, value=float(value))
+    yield CounterMetricFamily(
+        "datapath_reconciles", "Comparisons of the kernel with the policy.", value=stats.reconciles
+    )
+    drift = CounterMetricFamily("datapath_drift_events", "Repairs, by kind of object.", labels=["kind"])
+    for kind, count in sorted(stats.drift.items()):
+        drift.add_metric([kind], count)
+    yield drift
+    yield _histogram(
+        "datapath_heal_duration_seconds", "From the event that told of a drift to its repair.", stats.heals
+    )
+    yield _histogram("datapath_apply_duration_seconds", "Putting a policy in force.", stats.applies)
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(name, text, buckets=histogram.cumulated(), sum_value=histogram.total)
+
+
+def _network_metrics(stats: ServiceStats) -> Iterator[Metric]:
+    readable = GaugeMetricFamily("datapath_counters_readable", "0 where the kernel's counters cannot be read.")
+    plan = stats.plan
+    counters: NetworkCounters = {}
+    try:
+        counters = read_counters(plan) if plan is not None else {}
+        readable.add_metric([], 1)
+    except DatapathError:
+        readable.add_metric([], 0)
+    yield readable
+    waiting = GaugeMetricFamily(
+        "datapath_network_waiting", "1 while the network's device is missing or down.", labels=["network"]
+    )
+    for name in stats.networks:
+        waiting.add_metric([name], float(name in stats.waiting))
+    yield waiting
+    yield from _traffic(counters)
+
+
+def _traffic(counters: NetworkCounters) -> Iterator[Metric]:
+    packets, size = (
+        CounterMetricFamily(f"datapath_network_{unit}", f"Accepted {unit} that came in.", labels=["network"])
+        for unit in ("packets", "bytes")
+    )
+    dropped, dropped_size = (
+        CounterMetricFamily(
+            f"datapath_network_dropped_{unit}",
+            f"Dropped {unit} that came in, by reason.",
+            labels=["network", "reason"],
+        )
+        for unit in ("packets", "bytes")
+    )
+    for network, by_verdict in sorted(counters.items()):
+        for verdict, counter in sorted(by_verdict.items()):
+            if verdict is Verdict.PASS:
+                packets.add_metric([network], counter.packets)
+                size.add_metric([network], counter.bytes)
+            else:
+                dropped.add_metric([network, verdict.label], counter.packets)
+                dropped_size.add_metric([network, verdict.label], counter.bytes)
+    yield from (packets, size, dropped, dropped_size)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One look at the kernel against the policy in force, and the repair of what differs.
+
+Unlike an apply, a repair goes forward only: every step that can be done is done, what fails is tried again
+later, and nothing is rolled back, because each object that is right again serves somebody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+from datapath.controller import compile_located, facts_in_force
+from datapath.errors import DatapathError, KernelError
+from datapath.facts import Facts
+from datapath.kernel.executor import Executor
+from datapath.kernel.held import HeldProgram
+from datapath.kernel.observer import observe
+from datapath.log import get_logger
+from datapath.plan.model import Plan
+from datapath.policy import LoadedPolicy, Network, parse_policy
+from datapath.reconcile.actual import Actual, Record
+from datapath.reconcile.conflicts import find_conflicts
+from datapath.reconcile.diff import reconcile
+from datapath.reconcile.present import carried_plan, waiting_devices
+from datapath.reconcile.steps import (
+    AddLink,
+    AddRoute,
+    AddRule,
+    DeleteLink,
+    DeleteRoute,
+    DeleteRule,
+    NftTransaction,
+    SetLinkUp,
+    SetSysctl,
+    Step,
+    SyncIngress,
+)
+from datapath.service.backoff import Backoff
+from datapath.state import State, StateDirectory
+
+_KINDS: dict[type[Step], str] = {
+    AddLink: "link",
+    DeleteLink: "link",
+    SetLinkUp: "link",
+    AddRoute: "route",
+    DeleteRoute: "route",
+    AddRule: "rule",
+    DeleteRule: "rule",
+    NftTransaction: "nft",
+    SetSysctl: "sysctl",
+    SyncIngress: "tc",
+}
+
+
+def kind_of(step: Step) -> str:
+    """What sort of object a step repairs, as metrics and logs name it."""
+    return _KINDS.get(type(step), "other")
+
+
+def key_of(step: Step) -> str:
+    """What a step repairs: one transaction is the whole table, one sync the whole program."""
+    if isinstance(step, NftTransaction | SyncIngress):
+        return kind_of(step)
+    if isinstance(step, SetSysctl):
+        return f"set {step.key}"
+    return step.describe()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at the kernel found and did.
+
+    Attributes:
+        state: as it is now; its policy is empty where none is in force.
+        plan: None where no policy is in force.
+        done: steps carried out.
+        failed: steps that the kernel refused, with its reason.
+        held: steps left alone for now, because somebody undoes them.
+        delays: seconds that things in `done` and `failed` will be left alone for, by key; only where any.
+        waiting: networks whose device is missing or down.
+        conflicts: what of others is in the way, in words.
+        networks: names of the policy in force.
+        began_s: monotonic clock.
+    """
+
+    state: State
+    plan: Plan | None = None
+    done: tuple[Step, ...] = ()
+    failed: tuple[tuple[Step, KernelError], ...] = ()
+    held: tuple[Step, ...] = ()
+    delays: dict[str, float] = field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    began_s: float = 0.0
+
+
+class Healer:
+    """Compares and repairs. Keeps what is dear to compute: the parsed policy, its plan, the loaded program."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+        self._log = get_logger()
+        self._loaded: LoadedPolicy | None = None
+        self._facts: Facts | None = None
+        self._plan: Plan | None = None
+        self._program = HeldProgram()
+        self._program_may_differ = True
+        self.backoff = Backoff()
+
+    def close(self) -> None:
+        self._program.close()
+
+    def expect_another_program(self) -> None:
+        """Something happened at tc: the program that we hold may not be the one that serves any more."""
+        self._program_may_differ = True
+
+    def look(self) -> Look:
+        """Compare the kernel with the policy in force, and repair.
+
+        Raises:
+            BusyError: another process changes something at this moment.
+            DatapathError: state, policy or kernel cannot be read.
+        """
+        began = time.monotonic()
+        with self._directory.locked(wait_s=0):
+            state = self._directory.load()
+            if not state.policy:
+                return Look(state)
+            plan = self._desired(state)
+            actual = observe(plan, state)
+            changes = reconcile(actual, plan, state.record)
+            state = self._save_record(state, changes.before)
+            look = dataclasses.replace(self._repair(state, plan, actual, changes.steps), began_s=began)
+            if not look.failed and not look.held:
+                self._save_record(state, changes.after)
+            self._follow_program(plan, look)
+            return look
+
+    def _desired(self, state: State) -> Plan:
+        """Compiled again only when the policy or the host changed."""
+        loaded = self._loaded
+        if loaded is None or (loaded.source.text, loaded.source.filename) != (state.policy, state.policy_name):
+            loaded = self._loaded = parse_policy(state.policy.encode(), state.policy_name)
+            self._facts = None
+        facts = facts_in_force(state)
+        if facts.rule_bank is None and self._facts is not None:
+            # Our table is gone, but the rules that it speaks of are where they were: no reason to move them.
+            facts = facts.model_copy(update={"rule_bank": self._facts.rule_bank})
+        if self._plan is None or facts != self._facts:
+            self._plan = compile_located(loaded, facts)
+            self._facts = facts
+        return self._plan
+
+    @property
+    def _networks(self) -> tuple[Network, ...]:
+        return () if self._loaded is None else tuple(self._loaded.policy.networks)
+
+    def _repair(self, state: State, plan: Plan, actual: Actual, steps: tuple[Step, ...]) -> Look:
+        done: list[Step] = []
+        failed: list[tuple[Step, KernelError]] = []
+        held: list[Step] = []
+        delays: dict[str, float] = {}
+        for step in steps:
+            key, now = key_of(step), time.monotonic()
+            if self.backoff.holds(key, now) and key not in delays:
+                held.append(step)
+                continue
+            try:
+                self._run(step)
+                done.append(step)
+            except KernelError as error:
+                failed.append((step, error))
+            except DatapathError as error:
+                failed.append((step, KernelError(step.describe(), str(error), hint=error.hint)))
+            if key not in delays:
+                delays[key] = self.backoff.repaired(key, now)
+        return Look(
+            state,
+            plan,
+            tuple(done),
+            tuple(failed),
+            tuple(held),
+            {key: delay for key, delay in delays.items() if delay},
+            _waiting(self._networks, plan, actual),
+            find_conflicts(actual, carried_plan(plan, actual.links)),
+            tuple(network.name for network in self._networks),
+        )
+
+    def _run(self, step: Step) -> None:
+        if isinstance(step, SyncIngress):
+            self._program.attach(step.program)
+        with Executor(self._directory) as executor:
+            executor.run(step)
+
+    def _save_record(self, state: State, record: Record) -> State:
+        """Only where it differs: an fsync takes longer than most repairs."""
+        if state.record == record:
+            return state
+        state = dataclasses.replace(state, record=record)
+        self._directory.save(state)
+        return state
+
+    def _follow_program(self, plan: Plan, look: Look) -> None:
+        synced = any(isinstance(step, SyncIngress) for step in look.done)
+        if synced or self._program_may_differ:
+            self._program.follow(plan.attached)
+            self._program_may_differ = False
+
+
+def _waiting(networks: tuple[Network, ...], plan: Plan, actual: Actual) -> tuple[str, ...]:
+    missing = waiting_devices(plan, actual.links)
+    return tuple(
+        network.name
+        for network in networks
+        if network.device in missing or (network.vlan is not None and network.vlan.parent in missing)
+    )

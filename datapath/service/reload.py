@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy files against the policy in force: when they are applied, and what becomes of bad ones.
+
+The files are applied when they change, and at SIGHUP. A policy that a person put in force otherwise (`datapath
+apply` of another file, `rollback`) stays in force until then, also over a restart of the daemon: what was
+rolled back in an emergency must not come back by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+
+from datapath.controller import Controller
+from datapath.errors import DatapathError, InputError
+from datapath.kernel.guardian import boot_clock_s
+from datapath.log import get_logger
+from datapath.observe.stats import ServiceStats
+from datapath.policy import LoadedPolicy
+from datapath.service.policy_files import PolicyFiles
+from datapath.state import StateDirectory
+
+_MEMORY = "daemon.json"
+_RETRY_S = 1.0
+_RETRY_MAX_S = 30.0
+#: How long after its deadline an unconfirmed change is ours to undo.
+_GRACE_S = 2.0
+
+
+class Reloader:
+    """Decides what to do about the policy files, and does it."""
+
+    def __init__(
+        self, directory: StateDirectory, files: PolicyFiles, controller: Controller, stats: ServiceStats
+    ) -> None:
+        self._directory = directory
+        self._files = files
+        self._controller = controller
+        self._stats = stats
+        self._log = get_logger()
+        self._fingerprint = files.fingerprint()
+        self._retry_s = _RETRY_S
+
+    def start(self) -> float | None:
+        """Put the files in force, unless a person has put something else in force since they were read last.
+
+        Returns:
+            as `apply`.
+
+        Raises:
+            InputError: the policy is wrong and no other is in force.
+            DatapathError: the state directory cannot be read.
+        """
+        in_force = self._directory.load().policy
+        try:
+            loaded = self._files.load()
+        except InputError as error:
+            if not in_force:
+                raise
+            self._reject(error)
+            return None
+        if in_force and in_force != loaded.source.text and self._remembered() == _digest(loaded):
+            self._log.warning(
+                "policy_differs_from_files",
+                hint="somebody applied or rolled back to another one: it stays until the files change, or SIGHUP",
+            )
+            return None
+        return self._apply(loaded, is_first=not in_force)
+
+    def files_changed(self) -> bool:
+        """Whether a file was saved, added or removed since the last call."""
+        before, self._fingerprint = self._fingerprint, self._files.fingerprint()
+        return before != self._fingerprint
+
+    def apply(self) -> float | None:
+        """Put the files in force.
+
+        Returns:
+            seconds until it should be tried again; None where it is done, or only new files can help.
+        """
+        self._fingerprint = self._files.fingerprint()
+        try:
+            loaded = self._files.load()
+        except InputError as error:
+            self._reject(error)
+            return None
+        return self._apply(loaded, is_first=False)
+
+    def undo_overdue(self) -> bool:
+        """Undo a change that nobody confirmed in time and nobody else undid."""
+        pending = self._directory.load().pending
+        if pending is None or boot_clock_s() < pending.deadline_s + _GRACE_S:
+            return False
+        return self._controller.rollback_unconfirmed(pending.token, wait=False) is not None
+
+    def _apply(self, loaded: LoadedPolicy, *, is_first: bool) -> float | None:
+        self._stats.policy_rejected = False
+        began = time.monotonic()
+        try:
+            applied = self._controller.apply(loaded)
+        except DatapathError as error:
+            if is_first and isinstance(error, InputError):
+                raise
+            self._stats.apply_failed = True
+            delay, self._retry_s = self._retry_s, min(2 * self._retry_s, _RETRY_MAX_S)
+            self._log.error(
+                "policy_not_applied", error=str(error), hint=error.hint, next_attempt_in_s=round(delay, 1)
+            )
+            return delay
+        self._stats.applies.observe(time.monotonic() - began)
+        self._stats.applied_at = time.time()
+        self._stats.apply_failed = False
+        self._retry_s = _RETRY_S
+        self._remember(_digest(loaded))
+        self._log.info("policy_in_force", generation=applied.generation, steps=len(applied.steps))
+        return None
+
+    def _reject(self, error: InputError) -> None:
+        self._stats.policy_rejected = True
+        self._log.error("policy_rejected", error=str(error), hint=error.hint, in_force="the one before")
+
+    def _remember(self, digest: str) -> None:
+        if self._remembered() != digest:
+            self._directory.write(_MEMORY, json.dumps({"policy_files": digest}) + "\n")
+
+    def _remembered(self) -> str:
+        try:
+            document = json.loads(self._directory.file(_MEMORY).read_text(encoding="utf-8"))
+            return str(document["policy_files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+
+def _digest(loaded: LoadedPolicy) -> str:
+    return hashlib.sha256(loaded.source.text.encode()).hexdigest()
