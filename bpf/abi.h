@@ -11,10 +11,10 @@
 
 #include <linux/types.h>
 
-/* To be raised with every change of this file: a running program of another version is replaced, never updated. */
+/* To be raised with every change of this file: a program of another version is replaced, never updated. */
 #define ABI_VERSION 2
 
-/* Slot 0 belongs to no network: it holds the source rules of all, and counts what is dropped before a network is known. */
+/* Slot 0 belongs to no network: it holds the source rules of all, and counts what is dropped before one is known. */
 #define SLOT_NONE 0
 
 /*

@@ -3,8 +3,8 @@
  * tc ingress of every device that carries a network: a VLAN device, an access port, or the trunk that
  * carries many.
  *
- * A packet of a network is checked, gets the network's mark and is counted. TC_ACT_UNSPEC for what passes: the filters of
- * others still run. Packets of no network are left alone.
+ * A packet of a network is checked, gets the network's mark and is counted. TC_ACT_UNSPEC for what passes: the
+ * filters of others still run. Packets of no network are left alone.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>

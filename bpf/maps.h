@@ -23,7 +23,8 @@ BPF_TABLE("array", __u32, struct program_meta, dp_meta, 1);
 
 /* Tries take memory for what they hold only; PREFIXES_LIMIT is but an upper bound. */
 #define PREFIXES_LIMIT (1 << 22)
-#define TRIE(key, name) BPF_F_TABLE("lpm_trie", struct key, struct prefix_value, name, PREFIXES_LIMIT, BPF_F_NO_PREALLOC)
+#define TRIE(key, name) \
+	BPF_F_TABLE("lpm_trie", struct key, struct prefix_value, name, PREFIXES_LIMIT, BPF_F_NO_PREALLOC)
 
 /* Source rules by network, those of all networks in slot 0. */
 TRIE(prefix4_key, dp_sources4);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What addresses mean before any policy: martians, and the traffic of the link itself, which has no reverse path. Plain C.
+ * What addresses mean before any policy: martians, and the traffic of the link itself, which has no reverse path.
+ * Plain C.
  */
 #ifndef DATAPATH_SCOPE_H
 #define DATAPATH_SCOPE_H

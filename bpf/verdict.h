@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * May this packet enter? The first check that fails names the verdict. datapath/observe/reference.py is the specification.
+ * May this packet enter? The first check that fails names the verdict.
+ * datapath/observe/reference.py is the specification.
  */
 #ifndef DATAPATH_VERDICT_H
 #define DATAPATH_VERDICT_H

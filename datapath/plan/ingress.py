@@ -121,7 +121,9 @@ class IngressNetwork:
         point: where its packets are first seen.
         device: where the IP stack sees them: what a reverse-path lookup must answer.
         vips: the prefixes served here.
-        feasible: prefixes that the network's own table can reach; `VipCheck.FEASIBLE` asks these.
+        feasible: prefixes that the network's own table can reach. `VipCheck.FEASIBLE` asks these alone,
+            `STRICT` asks these and then the kernel's tables: list them there exactly when the reply will
+            carry the mark that leads to that table.
         check_martians: drop sources that can never be right (design: `martian`).
         check_sources: ask the source lists (own and common); without it nothing is `spoofed`.
     """
