@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import Final
 
@@ -38,6 +39,8 @@ def _line(outcome: Outcome) -> str:
 
 def main() -> int:
     """Boot each kernel once; 0 if every test passed on every kernel."""
+    # Ended from outside (a CI's time limit), the machine must be ended, too: raise, so that boot.py cleans up.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     arguments = _arguments()
     try:
         options = arguments.pytest_options or ["-q", "-m", "vm", *marked_files()]
