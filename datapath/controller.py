@@ -23,7 +23,7 @@ from datapath.facts import Facts, IdFacts
 from datapath.generations import Generation, History
 from datapath.kernel.executor import Executor
 from datapath.kernel.guardian import new_pending, start_guardian, wait_for_deadline
-from datapath.kernel.observer import observe, observe_facts
+from datapath.kernel.observer import Sight, observe, observe_facts
 from datapath.log import get_logger
 from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.render import render_plan
@@ -361,9 +361,9 @@ class Controller:
         self._log.info("rollback_done", steps=len(changes.steps))
 
 
-def facts_in_force(state: State) -> Facts:
+def facts_in_force(state: State, sight: Sight | None = None) -> Facts:
     """This host's facts, with the backend that the last apply found possible."""
-    return observe_facts(state).model_copy(update={"ebpf_refused": state.ebpf_refused})
+    return observe_facts(state, sight).model_copy(update={"ebpf_refused": state.ebpf_refused})
 
 
 def compile_located(loaded: LoadedPolicy, facts: Facts) -> Plan:

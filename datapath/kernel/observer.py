@@ -3,28 +3,98 @@
 
 from __future__ import annotations
 
-from datapath.facts import Facts
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+from datapath.facts import Facts, LinkFacts
 from datapath.kernel import ingress, nft, sysctl
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Rtnl
+from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
-from datapath.reconcile.actual import Actual, ForeignMark
+from datapath.plan.rtnl import FibRule, Route
+from datapath.reconcile.actual import Actual, ActualIngress, ActualLink, ActualTable, ForeignMark, ForeignRule
 from datapath.reconcile.conflicts import new_tables
 from datapath.reconcile.present import carried_program
 from datapath.state import State
 
 
-def observe_facts(state: State) -> Facts:
+_FoundTable = tuple[ActualTable, list[str]] | None
+_Rules = tuple[frozenset[FibRule], tuple[ForeignRule, ...]]
+_Part = TypeVar("_Part")
+
+#: What an event about a kind of object makes worth reading again. A device takes its routes, filters and sysctls along.
+_TOLD_BY: Final[Mapping[str, frozenset[str]]] = {
+    "nft": frozenset({"table"}),
+    "rule": frozenset({"rules"}),
+    "route": frozenset({"routes"}),
+    "link": frozenset({"links", "facts", "routes", "sysctls", "ingress"}),
+    "address": frozenset({"facts", "routes"}),
+    "tc": frozenset({"ingress"}),
+    "sysctl": frozenset({"sysctls"}),
+}
+
+
+class Sight:
+    """What was read of the kernel. Lives as long as one look, or, in a daemon that hears of changes, longer."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Any] = {}
+
+    def forget(self, kinds: Iterable[str]) -> None:
+        """Read again what an event of these kinds is about; everything for a kind that is not known."""
+        for kind in kinds:
+            if kind not in _TOLD_BY:
+                self._parts.clear()
+            for part in _TOLD_BY.get(kind, ()):
+                self._parts.pop(part, None)
+
+    def table(self) -> _FoundTable:
+        return self._read("table", lambda: nft.list_table(TABLE_FAMILY, TABLE_NAME))
+
+    def links(self) -> dict[str, ActualLink]:
+        return self._read("links", lambda: _ask(Rtnl.links))
+
+    def link_facts(self) -> tuple[LinkFacts, ...]:
+        return self._read("facts", lambda: _ask(Rtnl.link_facts))
+
+    def rules(self) -> _Rules:
+        return self._read("rules", lambda: _ask(Rtnl.rules))
+
+    def routes(self) -> frozenset[Route]:
+        return self._read("routes", lambda: _ask(Rtnl.routes))
+
+    def sysctls(self, keys: frozenset[str]) -> dict[str, str]:
+        return self._read_for("sysctls", keys, lambda: sysctl.observe(keys))
+
+    def ingress(self, desired: IngressProgram) -> ActualIngress:
+        return self._read_for("ingress", desired, lambda: ingress.observe(desired))
+
+    def _read(self, part: str, read: Callable[[], _Part]) -> _Part:
+        return self._read_for(part, None, read)
+
+    def _read_for(self, part: str, question: object, read: Callable[[], _Part]) -> _Part:
+        if part not in self._parts or self._parts[part][0] != question:
+            self._parts[part] = (question, read())
+        answer: _Part = self._parts[part][1]
+        return answer
+
+
+def _ask(question: Callable[[Rtnl], _Part]) -> _Part:
+    with Rtnl() as rtnl:
+        return question(rtnl)
+
+
+def observe_facts(state: State, sight: Sight | None = None) -> Facts:
     """What the compiler may know of this host. Ids come from the kernel, else from the state."""
-    found = nft.list_table(TABLE_FAMILY, TABLE_NAME)
+    sight = sight or Sight()
+    found = sight.table()
     live = parse_ids(found[1]) if found else LiveIds()
     ids = {item.name: item for item in state.ids} | {item.name: item for item in live.ids}
-    with Rtnl() as rtnl:
-        links = rtnl.link_facts()
     return Facts(
-        links=links,
+        links=sight.link_facts(),
         ids=tuple(ids[name] for name in sorted(ids)),
         fwmark_mask=live.fwmark_mask or state.fwmark_mask,
         previous_ids=state.ids or live.ids,
@@ -48,22 +118,21 @@ def observe_links() -> Facts:
         return Facts(links=rtnl.link_facts(), forwarding=sysctl.forwarding())
 
 
-def observe(desired: Plan, state: State) -> Actual:
+def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
     """The actual state, as far as the plan, our own objects and conflicts with it are concerned."""
-    found = nft.list_table(TABLE_FAMILY, TABLE_NAME)
+    sight = sight or Sight()
+    found, links = sight.table(), sight.links()
     keys = {setting.key for setting in desired.sysctls} | set(state.record.sysctls)
-    with Rtnl() as rtnl:
-        links = rtnl.links()
-        rules, foreign_rules = rtnl.rules()
-        partial = Actual(rules=rules)
-        return Actual(
-            table=found[0] if found else None,
-            rules=rules,
-            routes=rtnl.routes(),
-            foreign_rules=foreign_rules,
-            foreign_tables=rtnl.foreign_routes(sorted(new_tables(partial, desired))),
-            foreign_marks=_foreign_marks(desired, found[1] if found else []),
-            links=links,
-            sysctls=sysctl.observe(keys),
-            ingress=ingress.observe(carried_program(desired, links)),
-        )
+    rules, foreign_rules = sight.rules()
+    tables = new_tables(Actual(rules=rules), desired)
+    return Actual(
+        table=found[0] if found else None,
+        rules=rules,
+        routes=sight.routes(),
+        foreign_rules=foreign_rules,
+        foreign_tables=_ask(lambda rtnl: rtnl.foreign_routes(sorted(tables))) if tables else {},
+        foreign_marks=_foreign_marks(desired, found[1] if found else []),
+        links=links,
+        sysctls=sight.sysctls(frozenset(keys)),
+        ingress=sight.ingress(carried_program(desired, links)),
+    )

@@ -15,6 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from datapath.errors import KernelError
 from datapath.facts import IpInterface, LinkFacts
+from datapath.kernel.rtnl_dump import RtnlDump
 from datapath.plan.ingress import IpNetwork, VlanProtocol
 from datapath.plan.rtnl import ROUTE_PROTOCOL, Family, FibRule, Route, RouteType, RuleAction, VlanLink
 from datapath.reconcile.actual import ActualLink, ForeignRule
@@ -43,8 +44,8 @@ class Rtnl:
     """One rtnetlink socket. Use as a context manager."""
 
     def __init__(self) -> None:
-        # Strict checking makes the kernel filter dumps: a router's full table is not read for our few routes.
-        self._ipr = IPRoute(strict_check=True)
+        self._dump = RtnlDump()
+        self._changes: IPRoute | None = None
         self._names: dict[int, str] | None = None
 
     def __enter__(self) -> Self:
@@ -53,19 +54,28 @@ class Rtnl:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ipr.close()
+        self._dump.close()
+        if self._changes is not None:
+            self._changes.close()
+
+    @property
+    def _ipr(self) -> IPRoute:
+        """Opened by the first change: it starts an event loop, which costs more than a whole dump."""
+        if self._changes is None:
+            self._changes = IPRoute()
+        return self._changes
 
     def links(self) -> dict[str, ActualLink]:
         """All devices by name."""
-        messages = list(self._ipr.get_links())
-        self._names = {message["index"]: message.get("IFLA_IFNAME") for message in messages}
+        messages = list(self._dump.get_links())
+        self._names = {message["index"]: message["IFLA_IFNAME"] for message in messages}
         return {link.name: link for link in (self._link(message) for message in messages)}
 
     def link_facts(self) -> tuple[LinkFacts, ...]:
         """Devices with their addresses, as the compiler may know them."""
         links = self.links()
         addresses: dict[str, list[IpInterface]] = {}
-        for message in self._ipr.get_addr():
+        for message in self._dump.get_addr():
             address = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
             name = (self._names or {}).get(message["index"])
             if address and name:
@@ -105,7 +115,7 @@ class Rtnl:
         ours: set[FibRule] = set()
         foreign: list[ForeignRule] = []
         for family, number in AF.items():
-            for message in self._ipr.get_rules(family=number):
+            for message in self._dump.get_rules(family=number):
                 rule = _own_rule(message, family) if message.get("FRA_PROTOCOL") == ROUTE_PROTOCOL else None
                 if rule is not None:
                     ours.add(rule)
@@ -117,7 +127,7 @@ class Rtnl:
         """Our routes, by protocol id, in all tables."""
         found: set[Route] = set()
         for number in AF.values():
-            for message in self._ipr.get_routes(family=number, proto=ROUTE_PROTOCOL):
+            for message in self._dump.get_routes(family=number, proto=ROUTE_PROTOCOL):
                 if message["proto"] == ROUTE_PROTOCOL:
                     found.add(self._route(message))
         return frozenset(found)
@@ -127,7 +137,7 @@ class Rtnl:
         found: dict[int, str] = {}
         for table in tables:
             for number in AF.values():
-                for message in self._ipr.get_routes(family=number, table=table):
+                for message in self._dump.get_routes(family=number, table=table):
                     if message["proto"] != ROUTE_PROTOCOL:
                         owner = _PROTOCOL_NAMES.get(message["proto"], f"protocol {message['proto']}")
                         found.setdefault(table, f"{self._route(message).destination} by {owner}")

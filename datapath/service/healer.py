@@ -8,7 +8,9 @@ later, and nothing is rolled back, because each object that is right again serve
 from __future__ import annotations
 
 import dataclasses
+import errno
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from datapath.controller import compile_located, facts_in_force
@@ -16,9 +18,10 @@ from datapath.errors import DatapathError, KernelError
 from datapath.facts import Facts
 from datapath.kernel.executor import Executor
 from datapath.kernel.held import HeldProgram
-from datapath.kernel.observer import observe
+from datapath.kernel.observer import Sight, observe
 from datapath.log import get_logger
 from datapath.plan.model import Plan
+from datapath.plan.rtnl import TABLE_MAIN
 from datapath.policy import LoadedPolicy, Network, parse_policy
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.conflicts import find_conflicts
@@ -108,14 +111,18 @@ class Healer:
         self._plan: Plan | None = None
         self._program = HeldProgram()
         self._program_may_differ = True
+        self._sight = Sight()
         self.backoff = Backoff()
 
     def close(self) -> None:
         self._program.close()
 
-    def expect_another_program(self) -> None:
-        """Something happened at tc: the program that we hold may not be the one that serves any more."""
-        self._program_may_differ = True
+    def forget(self, kinds: Iterable[str]) -> None:
+        """Events of these kinds came (`*` for whatever): what was read about them is out of date."""
+        kinds = set(kinds)
+        self._sight.forget(kinds)
+        if kinds - {"nft", "rule", "route", "address", "sysctl"}:
+            self._program_may_differ = True
 
     def look(self) -> Look:
         """Compare the kernel with the policy in force, and repair.
@@ -130,10 +137,12 @@ class Healer:
             if not state.policy:
                 return Look(state)
             plan = self._desired(state)
-            actual = observe(plan, state)
+            actual = observe(plan, state, self._sight)
             changes = reconcile(actual, plan, state.record)
             state = self._save_record(state, changes.before)
-            look = dataclasses.replace(self._repair(state, plan, actual, changes.steps), began_s=began)
+            with Executor(self._directory) as executor:
+                look = self._repair(state, plan, actual, changes.steps, executor)
+            look = dataclasses.replace(look, began_s=began)
             if not look.failed and not look.held:
                 self._save_record(state, changes.after)
             self._follow_program(plan, look)
@@ -145,7 +154,7 @@ class Healer:
         if loaded is None or (loaded.source.text, loaded.source.filename) != (state.policy, state.policy_name):
             loaded = self._loaded = parse_policy(state.policy.encode(), state.policy_name)
             self._facts = None
-        facts = facts_in_force(state)
+        facts = facts_in_force(state, self._sight)
         if facts.rule_bank is None and self._facts is not None:
             # Our table is gone, but the rules that it speaks of are where they were: no reason to move them.
             facts = facts.model_copy(update={"rule_bank": self._facts.rule_bank})
@@ -158,18 +167,21 @@ class Healer:
     def _networks(self) -> tuple[Network, ...]:
         return () if self._loaded is None else tuple(self._loaded.policy.networks)
 
-    def _repair(self, state: State, plan: Plan, actual: Actual, steps: tuple[Step, ...]) -> Look:
+    def _repair(
+        self, state: State, plan: Plan, actual: Actual, steps: tuple[Step, ...], executor: Executor
+    ) -> Look:
         done: list[Step] = []
         failed: list[tuple[Step, KernelError]] = []
         held: list[Step] = []
         delays: dict[str, float] = {}
+        self._sight.forget({kind_of(step) for step in steps})
         for step in steps:
             key, now = key_of(step), time.monotonic()
             if self.backoff.holds(key, now) and key not in delays:
                 held.append(step)
                 continue
             try:
-                self._run(step)
+                self._run(step, executor)
                 done.append(step)
             except KernelError as error:
                 failed.append((step, error))
@@ -189,11 +201,16 @@ class Healer:
             tuple(network.name for network in self._networks),
         )
 
-    def _run(self, step: Step) -> None:
+    def _run(self, step: Step, executor: Executor) -> None:
         if isinstance(step, SyncIngress):
             self._program.attach(step.program)
-        with Executor(self._directory) as executor:
+        try:
             executor.run(step)
+        except KernelError as error:
+            # Somebody put a route of theirs over ours. In main that is for people to decide; this table is ours.
+            if error.errno != errno.EEXIST or not isinstance(step, AddRoute) or step.route.table == TABLE_MAIN:
+                raise
+            executor.run(AddRoute(step.route, step.route))
 
     def _save_record(self, state: State, record: Record) -> State:
         """Only where it differs: an fsync takes longer than most repairs."""

@@ -39,7 +39,10 @@ FILES_BURST_S = 1.0
 BUSY_RETRY_S = 0.02
 FAILED_RETRY_S = 5.0
 #: What no event tells of (arp_ignore, the contents of eBPF maps, a lost watch) is found by looking.
-RESYNC_S = 60.0
+RESYNC_S = 300.0
+SYSCTL_POLL_S = 120.0
+#: After a repair.
+CONFIRM_S = 1.0
 FILES_POLL_S = 10.0
 _EVENTS_MAX = 50
 
@@ -129,7 +132,8 @@ class Service:
     def _start_timers(self) -> None:
         now = time.monotonic()
         self._timers.set(self._poll_files, now + FILES_POLL_S)
-        self._timers.earliest(self._look, now + RESYNC_S)
+        self._timers.set(self._resync, now + RESYNC_S)
+        self._timers.set(self._poll_sysctls, now + SYSCTL_POLL_S)
         if watchdog_interval_s() is not None:
             self._feed_watchdog()
 
@@ -167,7 +171,7 @@ class Service:
         """Also the retry of an apply that failed for a reason outside of the files."""
         self._retry_later(self._reloader.apply())
         self._directories.watch(self._files.directories())
-        self._look()
+        self._resync()
 
     def _retry_later(self, delay_s: float | None) -> None:
         if delay_s is None:
@@ -183,22 +187,36 @@ class Service:
             self._log.error("rollback_failed", error=str(error), hint=error.hint)
         else:
             if undone:
-                self._look()
+                self._resync()
 
     # Drift
+
+    def _resync(self) -> None:
+        """Believe nothing that was read before."""
+        self._timers.set(self._resync, time.monotonic() + RESYNC_S)
+        self._healer.forget("*")
+        self._look()
+
+    def _poll_sysctls(self) -> None:
+        self._timers.set(self._poll_sysctls, time.monotonic() + SYSCTL_POLL_S)
+        self._healer.forget(["sysctl"])
+        self._look()
+
+    def _confirm(self) -> None:
+        """What was repaired is forgotten: read it back."""
+        self._look()
 
     def _take(self, events: list[Event]) -> None:
         if not events:
             return
-        if any(event.kind in ("tc", "lost") for event in events):
-            self._healer.expect_another_program()
+        self._healer.forget(event.kind for event in events)
         self._events += events[: _EVENTS_MAX - len(self._events)]
         self._timers.debounce(self._look, time.monotonic(), QUIET_S, BURST_S)
 
     def _look(self) -> None:
         """Compare and repair; whatever comes of it, there will be another look."""
         now = time.monotonic()
-        self._timers.set(self._look, now + RESYNC_S)
+        self._timers.cancel(self._look)
         try:
             look = self._healer.look()
         except BusyError:
@@ -248,7 +266,8 @@ class Service:
         waiting = frozenset(look.waiting)
         if waiting != self._stats.waiting:
             self._stats.waiting = waiting
-            self._log.warning("networks_waiting", networks=sorted(waiting))
+            event = "networks_waiting" if waiting else "networks_complete"
+            self._log.warning(event, networks=sorted(waiting))
             self._notifier.status(self._status())
 
     def _after(self, look: Look) -> None:
@@ -258,8 +277,8 @@ class Service:
         next_s = self._healer.backoff.next_s(now)
         if next_s is not None and (look.held or look.failed or look.delays):
             self._timers.earliest(self._look, next_s)
-        elif look.failed:
-            self._timers.earliest(self._look, now + 1)
+        elif look.failed or look.done:
+            self._timers.set(self._confirm, now + CONFIRM_S)
         if look.plan is not None:
             plan = look.plan
             tables = {route.table for route in plan.routes}
