@@ -10,10 +10,15 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON := .venv/bin/python
 # Further options for pytest: make test PYTEST_ARGS='-k policy -x'
 PYTEST_ARGS ?=
+# How long to fuzz, and further options: make fuzz FUZZ_SECONDS=3600 FUZZ_ARGS=--keep
+FUZZ_SECONDS ?= 300
+FUZZ_ARGS ?=
+# make mutate MUTATE_ARGS=--quick
+MUTATE_ARGS ?=
 # Further options for the VM lane: make test-vm VM_ARGS='--kernel 6.1'
 VM_ARGS ?=
 
-.PHONY: help setup test test-vm lint demo docs clean FORCE
+.PHONY: help setup test test-vm lint fuzz mutate demo docs clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +43,12 @@ test-vm: .stamps/setup-vm ## run the tests marked `vm` on Debian's 6.1 and 6.12 
 
 lint: setup ## run only the linters and the checks of layout, dependencies and documents
 	$(PYTHON) -m pytest -q tests/test_linters.py tests/test_layout.py tests/test_dependencies.py tests/test_documents.py $(PYTEST_ARGS)
+
+fuzz: setup ## fuzz the packet parser, five minutes or FUZZ_SECONDS; what breaks it is kept as a regression
+	$(PYTHON) -m tools.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
+mutate: setup ## change single conditions of the eBPF program and show which test notices (root)
+	$(PYTHON) -m tools.mutate $(MUTATE_ARGS)
 
 demo: setup ## show the broken return path, the classic recipe and ours, with real traffic in namespaces (root)
 	$(PYTHON) -m tools.lab demo
