@@ -169,7 +169,7 @@ def _transport(rng: random.Random) -> tuple[int, bytes]:
     """Protocol number and upper-layer bytes, also too short ones."""
     kind = rng.randrange(8)
     if kind <= 2:
-        ports = rng.choice([(40000, 53), (68, 67), (67, 68), (547, 546), (546, 547), (67, 67)])
+        ports = rng.choice([(40000, 53), (68, 67), (67, 68), (547, 546), (546, 547), (67, 67), (68, 68)])
         return 17, packets.udp(sport=ports[0], dport=ports[1])
     if kind == 3:
         return rng.choice([6, 132, 136, 33]), struct.pack("!HH", 67, 68) + bytes(rng.choice([0, 16]))
@@ -280,7 +280,7 @@ def random_arrival(rng: random.Random, program: IngressProgram, devices: Devices
     elif kind < 0.10:
         payload = payload[: rng.randrange(len(payload) + 1)]
     elif kind < 0.15:
-        payload += bytes(rng.randrange(1, 30))
+        payload += rng.choice([bytes(18), struct.pack("!HH", 67, 68) * 6, struct.pack("!HH", 547, 546) * 6])
     tags = _tags(rng, program)
     in_metadata = bool(tags) and rng.random() < 0.7
     return Arrival(

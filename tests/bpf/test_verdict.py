@@ -254,6 +254,16 @@ LINK = [
         PASS,
     ),
     (
+        "DHCP ports in the padding only",
+        frame(ETH_P_IP, ipv4("100.64.0.1", "10.0.1.9", b"") + udp(sport=67, dport=68)),
+        Verdict.RPF_STRICT,
+    ),
+    (
+        "DHCP from another port",
+        frame(ETH_P_IP, ipv4(UNSPECIFIED4, "255.255.255.255", udp(sport=69, dport=67))),
+        MARTIAN,
+    ),
+    (
         "DHCP offer of a pod",
         frame(ETH_P_IP, ipv4("10.112.0.9", "10.0.1.9", udp(sport=67, dport=68))),
         SPOOFED,
