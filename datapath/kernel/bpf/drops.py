@@ -16,8 +16,9 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, Self
 
 from datapath.errors import ConflictError
-from datapath.kernel.bpf import abi, libbpf
+from datapath.kernel.bpf import abi
 from datapath.kernel.bpf.program import LoadedIngress
+from datapath.kernel.bpf.ringbuf import RingBuffer
 from datapath.plan.ingress import Verdict
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class DropReader:
         try:
             self._refuse_second_reader()
             self._start_ns = time.monotonic_ns()
-            self._ring = libbpf.RingBuffer(self._loaded.map(abi.MAP_DROPS))
+            self._ring = RingBuffer(self._loaded.map(abi.MAP_DROPS))
             self._renew()
         except BaseException:
             self._loaded.close()

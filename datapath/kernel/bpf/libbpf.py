@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few bpf(2) operations that we need, by ctypes on libbpf: it is small, and bcc's library lacks most.
 
-libbpf 1.x returns -errno from every low-level call; `_check` makes a `KernelError` of it.
+libbpf 1.x returns -errno from every low-level call; `check` makes a `KernelError` of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _ENOENT: Final = 2
-_EINTR: Final = 4
 _BATCH: Final = 4096
 _PERCPU_TYPES: Final = frozenset({5, 6, 10})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH of linux/bpf.h
 
@@ -84,14 +83,24 @@ class _TestRunOpts(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The library itself; every call returns -errno, for `check`.
+
+    Raises:
+        KernelError: it is not installed.
+    """
     try:
         return ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
         raise KernelError("load libbpf.so.1", str(error), hint="install the package libbpf1") from error
 
 
-def _check(operation: str, result: int) -> int:
+def check(operation: str, result: int) -> int:
+    """The result of a libbpf call, unless it is an error.
+
+    Raises:
+        KernelError: it is one.
+    """
     if result < 0:
         raise KernelError(operation, os.strerror(-result), errno=-result, hint=_hint(-result))
     return result
@@ -106,7 +115,7 @@ def _hint(errno: int) -> str:
 @functools.cache
 def possible_cpus() -> int:
     """How many values a per-CPU map has for each key."""
-    return _check("count the possible CPUs", int(_library().libbpf_num_possible_cpus()))
+    return check("count the possible CPUs", int(library().libbpf_num_possible_cpus()))
 
 
 class OwnedFd:
@@ -160,7 +169,7 @@ def program_fd_by_id(program_id: int) -> OwnedFd:
     Raises:
         KernelError: `errno` 2 if there is none of that id.
     """
-    return OwnedFd(_check(f"open bpf program {program_id}", _library().bpf_prog_get_fd_by_id(program_id)))
+    return OwnedFd(check(f"open bpf program {program_id}", library().bpf_prog_get_fd_by_id(program_id)))
 
 
 def program_info(program: OwnedFd) -> ProgramInfo:
@@ -168,8 +177,8 @@ def program_info(program: OwnedFd) -> ProgramInfo:
     ids = (ctypes.c_uint32 * 64)()
     info = _ProgInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
     size = ctypes.c_uint32(ctypes.sizeof(info))
-    result = _library().bpf_obj_get_info_by_fd(program.number, ctypes.byref(info), ctypes.byref(size))
-    _check("read the info of a bpf program", result)
+    result = library().bpf_obj_get_info_by_fd(program.number, ctypes.byref(info), ctypes.byref(size))
+    check("read the info of a bpf program", result)
     return ProgramInfo(
         program_id=info.id,
         name=info.name.decode(),
@@ -180,8 +189,8 @@ def program_info(program: OwnedFd) -> ProgramInfo:
 
 def bind_map(program: OwnedFd, bpf_map: Map) -> None:
     """Keep a map that the code does not use alive with the program, and findable through it (Linux 5.10)."""
-    result = _library().bpf_prog_bind_map(program.number, bpf_map.fd.number, None)
-    _check(f"bind map {bpf_map.name} to the bpf program", result)
+    result = library().bpf_prog_bind_map(program.number, bpf_map.fd.number, None)
+    check(f"bind map {bpf_map.name} to the bpf program", result)
 
 
 def _batches(count: int) -> Iterable[slice]:
@@ -200,8 +209,8 @@ class Map:
         self.fd = fd
         info = _MapInfo()
         size = ctypes.c_uint32(ctypes.sizeof(info))
-        result = _library().bpf_obj_get_info_by_fd(fd.number, ctypes.byref(info), ctypes.byref(size))
-        _check("read the info of a bpf map", result)
+        result = library().bpf_obj_get_info_by_fd(fd.number, ctypes.byref(info), ctypes.byref(size))
+        check("read the info of a bpf map", result)
         self.map_id: int = info.id
         self.name: str = info.name.decode()
         self.key_size: int = info.key_size
@@ -214,7 +223,7 @@ class Map:
     @classmethod
     def by_id(cls, map_id: int) -> Map:
         """Open a map of a loaded program."""
-        return cls(OwnedFd(_check(f"open bpf map {map_id}", _library().bpf_map_get_fd_by_id(map_id))))
+        return cls(OwnedFd(check(f"open bpf map {map_id}", library().bpf_map_get_fd_by_id(map_id))))
 
     def close(self) -> None:
         """Close the descriptor; the map lives on while a program uses it."""
@@ -230,10 +239,10 @@ class Map:
         """The value, or None."""
         self._sized(key=key)
         value = ctypes.create_string_buffer(self.stored_size)
-        result = _library().bpf_map_lookup_elem(self.fd.number, key, value)
+        result = library().bpf_map_lookup_elem(self.fd.number, key, value)
         if result == -_ENOENT:
             return None
-        _check(f"read map {self.name}", result)
+        check(f"read map {self.name}", result)
         return value.raw
 
     def update(self, items: Mapping[bytes, bytes]) -> None:
@@ -249,7 +258,7 @@ class Map:
         def run(part: slice, count: ctypes.c_uint32) -> int:
             chunk = keys[part]
             return int(
-                _library().bpf_map_update_batch(
+                library().bpf_map_update_batch(
                     self.fd.number,
                     b"".join(chunk),
                     b"".join(items[key] for key in chunk),
@@ -271,7 +280,7 @@ class Map:
 
         def run(part: slice, count: ctypes.c_uint32) -> int:
             return int(
-                _library().bpf_map_delete_batch(
+                library().bpf_map_delete_batch(
                     self.fd.number, b"".join(keys[part]), ctypes.byref(count), None
                 )
             )
@@ -283,7 +292,7 @@ class Map:
     ) -> None:
         for part in _batches(len(keys)):
             count = ctypes.c_uint32(part.stop - part.start)
-            _check(f"{verb} map {self.name}", run(part, count))
+            check(f"{verb} map {self.name}", run(part, count))
 
     def items(self) -> dict[bytes, bytes]:
         """Every element, by batches."""
@@ -297,7 +306,7 @@ class Map:
         first = True
         while True:
             count = ctypes.c_uint32(room)
-            result = _library().bpf_map_lookup_batch(
+            result = library().bpf_map_lookup_batch(
                 self.fd.number,
                 None if first else position,
                 position,
@@ -307,57 +316,13 @@ class Map:
                 None,
             )
             if result not in {0, -_ENOENT}:
-                _check(f"list map {self.name}", result)
+                check(f"list map {self.name}", result)
             for index in range(count.value):
                 key = keys.raw[index * self.key_size : (index + 1) * self.key_size]
                 found[key] = values.raw[index * self.stored_size : (index + 1) * self.stored_size]
             if result == -_ENOENT or len(found) > self.max_entries or count.value == 0:
                 return found
             first = False
-
-
-_SAMPLE_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-
-class RingBuffer:
-    """The reading end of a BPF_MAP_TYPE_RINGBUF map.
-
-    Raises:
-        KernelError: the kernel refused to map it.
-    """
-
-    def __init__(self, bpf_map: Map) -> None:
-        self._samples: list[bytes] = []
-        # libbpf keeps a plain pointer to the callback: it must live as long as the ring.
-        self._callback = _SAMPLE_CALLBACK(self._keep)
-        library = _library()
-        library.ring_buffer__new.restype = ctypes.c_void_p
-        self._ring: int | None = library.ring_buffer__new(bpf_map.fd.number, self._callback, None, None)
-        if not self._ring:
-            number = ctypes.get_errno()
-            raise KernelError("map the ring buffer of drop samples", os.strerror(number), errno=number)
-
-    def _keep(self, _context: int | None, data: int, size: int) -> int:
-        self._samples.append(ctypes.string_at(data, size))
-        return 0
-
-    def poll(self, timeout_ms: int) -> list[bytes]:
-        """Samples that are there, else those that come within the timeout.
-
-        Raises:
-            KernelError: polling failed. An interrupting signal is no failure.
-        """
-        result = _library().ring_buffer__poll(ctypes.c_void_p(self._ring), timeout_ms)
-        if result != -_EINTR:
-            _check("read drop samples", result)
-        samples, self._samples = self._samples, []
-        return samples
-
-    def close(self) -> None:
-        """Unmap it; again does nothing."""
-        ring, self._ring = self._ring, None
-        if ring:
-            _library().ring_buffer__free(ctypes.c_void_p(ring))
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +367,7 @@ def program_test_run(program: OwnedFd, data: bytes, *, context: bytes = b"", rep
         ctx_size_out=len(context_out) if context else 0,
         repeat=repeat,
     )
-    _check("run a bpf program", _library().bpf_prog_test_run_opts(program.number, ctypes.byref(opts)))
+    check("run a bpf program", library().bpf_prog_test_run_opts(program.number, ctypes.byref(opts)))
     return TestRun(
         return_value=ctypes.c_int32(opts.retval).value,
         data=data_out.raw[: opts.data_size_out],
