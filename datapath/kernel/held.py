@@ -34,7 +34,9 @@ class HeldProgram:
         if self._loaded is not None and self._loaded.program_id == program_id:
             return
         self.close()
-        with contextlib.suppress(KernelError):  # replaced in this moment: the event of that makes us look again
+        with contextlib.suppress(
+            KernelError
+        ):  # replaced in this moment: the event of that makes us look again
             self._loaded = bpf.LoadedIngress.open(program_id)
 
     def attach(self, desired: IngressProgram) -> None:

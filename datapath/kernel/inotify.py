@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_CLOSE_WRITE, _ATTRIB, _MOVED, _CREATE, _DELETE, _SELF_GONE = 0x8, 0x4, 0x40 | 0x80, 0x100, 0x200, 0x400 | 0x800
+_CLOSE_WRITE, _ATTRIB, _MOVED, _CREATE, _DELETE, _SELF_GONE = (
+    0x8,
+    0x4,
+    0x40 | 0x80,
+    0x100,
+    0x200,
+    0x400 | 0x800,
+)
 #: Not IN_MODIFY: a file that is still being written is nobody's policy. IN_CREATE is for new symbolic links.
 _MASK: Final = _CLOSE_WRITE | _ATTRIB | _MOVED | _CREATE | _DELETE | _SELF_GONE
 _ONLY_DIRECTORIES: Final = 0x01000000

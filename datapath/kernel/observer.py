@@ -20,7 +20,6 @@ from datapath.reconcile.conflicts import new_tables
 from datapath.reconcile.present import carried_program
 from datapath.state import State
 
-
 _FoundTable = tuple[ActualTable, list[str]] | None
 _Rules = tuple[frozenset[FibRule], tuple[ForeignRule, ...]]
 _Part = TypeVar("_Part")

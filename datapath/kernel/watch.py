@@ -140,14 +140,14 @@ class RouteWatch:
 
     def _concerns(self, kind: int, message: memoryview) -> bool:
         base = kind & ~3
-        if base == _ROUTE:
-            return self._route_concerns(message)
-        if base == _LINK:
-            return self._link_concerns(kind, message)
+        if base in (_ROUTE, _LINK):
+            return self._route_concerns(message) if base == _ROUTE else self._link_concerns(kind, message)
         if base == _RULE:
             return _attribute(message, 12, 21) == bytes([ROUTE_PROTOCOL])  # FRA_PROTOCOL
         if base == _ADDRESS:
-            return _is_global(_attribute(message, 8, 2) or _attribute(message, 8, 1))  # IFA_LOCAL, IFA_ADDRESS
+            return _is_global(
+                _attribute(message, 8, 2) or _attribute(message, 8, 1)
+            )  # IFA_LOCAL, IFA_ADDRESS
         if base in (_QDISC, _FILTER):
             return struct.unpack_from("=i", message, 4)[0] in self._indexes
         if base == _NETCONF:

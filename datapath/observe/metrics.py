@@ -42,7 +42,11 @@ def _service_metrics(stats: ServiceStats) -> Iterator[Metric]:
     yield info
     for name, text, value in (
         ("generation", "Number of the policy in force; 0 where none is.", stats.generation),
-        ("apply_failed", "1 while a policy of the files cannot be put in force on this node.", stats.apply_failed),
+        (
+            "apply_failed",
+            "1 while a policy of the files cannot be put in force on this node.",
+            stats.apply_failed,
+        ),
         ("policy_rejected", "1 while the policy files hold no valid policy.", stats.policy_rejected),
         ("contested", "1 while somebody undoes our changes again and again.", bool(stats.contested)),
         ("apply_timestamp_seconds", "When a policy was put in force last, Unix time.", stats.applied_at),
@@ -67,7 +71,9 @@ def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
 
 
 def _network_metrics(stats: ServiceStats) -> Iterator[Metric]:
-    readable = GaugeMetricFamily("datapath_counters_readable", "0 where the kernel's counters cannot be read.")
+    readable = GaugeMetricFamily(
+        "datapath_counters_readable", "0 where the kernel's counters cannot be read."
+    )
     plan = stats.plan
     counters: NetworkCounters = {}
     try:

@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from datapath.controller import compile_located, facts_in_force
-from datapath.errors import DatapathError, KernelError
+from datapath.compiler import compile_policy
+from datapath.controller import facts_in_force
+from datapath.errors import CompileError, DatapathError, KernelError
 from datapath.facts import Facts
 from datapath.kernel.executor import Executor
 from datapath.kernel.held import HeldProgram
@@ -22,7 +23,7 @@ from datapath.kernel.observer import Sight, observe
 from datapath.log import get_logger
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import TABLE_MAIN
-from datapath.policy import LoadedPolicy, Network, parse_policy
+from datapath.policy import LoadedPolicy, Network, Policy, parse_policy
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import reconcile
@@ -106,7 +107,8 @@ class Healer:
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
         self._log = get_logger()
-        self._loaded: LoadedPolicy | None = None
+        self._text = ("", "")
+        self._policy: Policy | None = None
         self._facts: Facts | None = None
         self._plan: Plan | None = None
         self._program = HeldProgram()
@@ -150,22 +152,30 @@ class Healer:
 
     def _desired(self, state: State) -> Plan:
         """Compiled again only when the policy or the host changed."""
-        loaded = self._loaded
-        if loaded is None or (loaded.source.text, loaded.source.filename) != (state.policy, state.policy_name):
-            loaded = self._loaded = parse_policy(state.policy.encode(), state.policy_name)
-            self._facts = None
+        text = (state.policy, state.policy_name)
+        if text != self._text:
+            self._policy, self._facts = _parse(state).policy, None
+            self._text = text
         facts = facts_in_force(state, self._sight)
         if facts.rule_bank is None and self._facts is not None:
             # Our table is gone, but the rules that it speaks of are where they were: no reason to move them.
             facts = facts.model_copy(update={"rule_bank": self._facts.rule_bank})
         if self._plan is None or facts != self._facts:
-            self._plan = compile_located(loaded, facts)
+            self._plan = self._compile(state, facts)
             self._facts = facts
         return self._plan
 
+    def _compile(self, state: State, facts: Facts) -> Plan:
+        """Positions in the text are large and needed only for problems: they are not kept."""
+        policy = self._policy or _parse(state).policy
+        try:
+            return compile_policy(policy, facts)
+        except CompileError as error:
+            raise _parse(state).source.error(error.problems) from error
+
     @property
     def _networks(self) -> tuple[Network, ...]:
-        return () if self._loaded is None else tuple(self._loaded.policy.networks)
+        return () if self._policy is None else tuple(self._policy.networks)
 
     def _repair(
         self, state: State, plan: Plan, actual: Actual, steps: tuple[Step, ...], executor: Executor
@@ -208,7 +218,11 @@ class Healer:
             executor.run(step)
         except KernelError as error:
             # Somebody put a route of theirs over ours. In main that is for people to decide; this table is ours.
-            if error.errno != errno.EEXIST or not isinstance(step, AddRoute) or step.route.table == TABLE_MAIN:
+            if (
+                error.errno != errno.EEXIST
+                or not isinstance(step, AddRoute)
+                or step.route.table == TABLE_MAIN
+            ):
                 raise
             executor.run(AddRoute(step.route, step.route))
 
@@ -225,6 +239,10 @@ class Healer:
         if synced or self._program_may_differ:
             self._program.follow(plan.attached)
             self._program_may_differ = False
+
+
+def _parse(state: State) -> LoadedPolicy:
+    return parse_policy(state.policy.encode(), state.policy_name)
 
 
 def _waiting(networks: tuple[Network, ...], plan: Plan, actual: Actual) -> tuple[str, ...]:

@@ -64,6 +64,7 @@ class Service:
         self._stopping = False
         self._is_able = True
         self._conflicts: tuple[str, ...] = ()
+        self._last_by: list[str] = []
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -172,6 +173,7 @@ class Service:
         self._retry_later(self._reloader.apply())
         self._directories.watch(self._files.directories())
         self._resync()
+        settle()
 
     def _retry_later(self, delay_s: float | None) -> None:
         if delay_s is None:
@@ -203,8 +205,9 @@ class Service:
         self._look()
 
     def _confirm(self) -> None:
-        """What was repaired is forgotten: read it back."""
+        """What was repaired is forgotten: read it back; then give back the memory that the repair needed."""
         self._look()
+        settle()
 
     def _take(self, events: list[Event]) -> None:
         if not events:
@@ -245,6 +248,8 @@ class Service:
 
     def _report(self, look: Look, events: list[Event]) -> None:
         by = sorted({event.by for event in events if event.by})
+        # An attempt that only waited for its time has no event of its own.
+        self._last_by = by or self._last_by
         if look.done:
             seconds = time.monotonic() - min((event.at_s for event in events), default=look.began_s)
             self._stats.heals.observe(seconds)
@@ -258,7 +263,9 @@ class Service:
         for step, error in look.failed:
             self._log.error("heal_failed", step=step.describe(), error=str(error), hint=error.hint)
         for key, delay in look.delays.items():
-            self._log.warning("drift_contested", what=key, by=by or None, next_attempt_in_s=round(delay, 1))
+            self._log.warning(
+                "drift_contested", what=key, by=by or self._last_by, next_attempt_in_s=round(delay, 1)
+            )
         if look.conflicts != self._conflicts:
             self._conflicts = look.conflicts
             for text in look.conflicts:
@@ -314,4 +321,3 @@ def run_service(policy: Path, drop_ins: Path | None, state: Path, metrics: str |
         Service(StateDirectory(state), PolicyFiles(policy, drop_ins), stats).run()
     finally:
         stop()
-

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gc
 
+from datapath.kernel.memory import give_back
+
 
 def settle() -> None:
-    """After the start: what lives now lives for ever, so the collector need not look at it again."""
+    """After something large: collect it now, and return what is free to the kernel."""
     gc.collect()
-    gc.freeze()
+    give_back()

@@ -48,7 +48,7 @@ def start_metrics(where: str, stats: ServiceStats) -> BaseServer:
     class Handler(BaseHTTPRequestHandler):
         timeout = _CLIENT_TIMEOUT_S
 
-        def do_GET(self) -> None:  # noqa: N802  (the name is http.server's)
+        def do_GET(self) -> None:
             if self.path.partition("?")[0] != "/metrics":
                 self.send_error(404)
                 return

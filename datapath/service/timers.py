@@ -41,7 +41,9 @@ class Timers:
 
     def due(self, now_s: float) -> list[Action]:
         """Actions whose time has come, the earliest first; each is returned once."""
-        ready = sorted((at, number, action) for number, (action, at) in enumerate(self._due.items()) if at <= now_s)
+        ready = sorted(
+            (at, number, action) for number, (action, at) in enumerate(self._due.items()) if at <= now_s
+        )
         for _, _, action in ready:
             self.cancel(action)
         return [action for _, _, action in ready]

@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from tools.lab.netns import Namespace, new_prefix, remove
+from tools.lab.netns import LabError, Namespace, new_prefix, remove
 
 PATIENCE_S = 20.0
 DEVICES = ("eth0", "eth1")
@@ -62,7 +62,9 @@ class Node:
             self.add_device(device)
 
     def add_device(self, name: str) -> None:
-        self.ns.ip([f"link add {name} type veth peer name p-{name}", f"link set p-{name} up", f"link set {name} up"])
+        self.ns.ip(
+            [f"link add {name} type veth peer name p-{name}", f"link set p-{name} up", f"link set {name} up"]
+        )
 
     def close(self) -> None:
         remove(self.ns.name)
@@ -86,8 +88,10 @@ class Node:
             ),
             "routes": "\n".join(
                 sorted(
-                    (run("ip", "-4", "route", "show", "table", "all", "proto", "78")
-                    + run("ip", "-6", "route", "show", "table", "all", "proto", "78")).splitlines()
+                    (
+                        run("ip", "-4", "route", "show", "table", "all", "proto", "78")
+                        + run("ip", "-6", "route", "show", "table", "all", "proto", "78")
+                    ).splitlines()
                 )
             ),
             "rp_filter": " ".join(self.ns.read_sysctl(f"net/ipv4/conf/{name}/rp_filter") for name in DEVICES),
@@ -98,7 +102,7 @@ class Node:
         """Whether all is as it was; False, too, while a device is missing."""
         try:
             return self.snapshot() == snapshot
-        except (OSError, RuntimeError, Exception):  # noqa: BLE001  (the lab's error, or a device that is gone)
+        except (OSError, LabError):
             return False
 
 
@@ -109,13 +113,15 @@ class Daemon:
         self.node = node
         self.log_path = node.folder / f"log-{time.monotonic_ns()}"
         argv = [sys.executable, "-m", "datapath", "run", str(node.policy), "--state-dir", str(node.state)]
-        clean = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
+        clean = {
+            key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")
+        }
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
                 node.ns.argv(*argv, *arguments), stdout=log, stderr=log, env={**clean, **(environment or {})}
             )
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -49,13 +49,16 @@ DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "ip rule deleted": ("rule", _rule),
     "ip rules flushed": ("rule", lambda node: node.ns.run("ip", "rule", "flush", "protocol", "78")),
     "routes flushed": (
-        "route", lambda node: node.ns.run("ip", "-4", "route", "flush", "table", _our_table(node))
+        "route",
+        lambda node: node.ns.run("ip", "-4", "route", "flush", "table", _our_table(node)),
     ),
     "IPv6 route deleted": (
-        "route", lambda node: node.ns.run("ip", "-6", "route", "del", "default", "table", _our_table(node))
+        "route",
+        lambda node: node.ns.run("ip", "-6", "route", "del", "default", "table", _our_table(node)),
     ),
     "route replaced": (
-        "route", lambda node: node.ns.run("ip", "route", "replace", "default", "dev", "lo", "table", _our_table(node))
+        "route",
+        lambda node: node.ns.run("ip", "route", "replace", "default", "dev", "lo", "table", _our_table(node)),
     ),
     "link down and up": ("route", _link_flap),
     "device gone and back": ("route", _device),
@@ -64,10 +67,12 @@ DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
 EBPF_DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "qdisc removed": ("tc", lambda node: node.ns.run("tc", "qdisc", "del", "dev", "eth0", "clsact")),
     "all qdiscs removed": (
-        "tc", lambda node: [node.ns.run("tc", "qdisc", "del", "dev", name, "clsact") for name in ("eth0", "eth1")]
+        "tc",
+        lambda node: [node.ns.run("tc", "qdisc", "del", "dev", name, "clsact") for name in ("eth0", "eth1")],
     ),
     "filter removed": (
-        "tc", lambda node: node.ns.run("tc", "filter", "del", "dev", "eth0", "ingress", "pref", "77")
+        "tc",
+        lambda node: node.ns.run("tc", "filter", "del", "dev", "eth0", "ingress", "pref", "77"),
     ),
     "program replaced": ("tc", lambda node: node.ns.run(sys.executable, "-c", _OTHER_PROGRAM)),
     "device gone and back": ("tc", _device),
@@ -90,11 +95,19 @@ def _heals(daemon: Daemon, name: str, kind: str, act: Callable[[Node], object]) 
     before, healed = node.snapshot(), len(daemon.events("drift_healed"))
     act(node)
     daemon.wait_for("drift_healed", healed + 1)
-    wait_until(lambda: node.has(before), f"{name}: as before\n{before}\n{daemon.log_path.read_text()[-3000:]}")
+    wait_until(
+        lambda: node.has(before), f"{name}: as before\n{before}\n{daemon.log_path.read_text()[-3000:]}"
+    )
     events = daemon.events("drift_healed")[healed:]
-    words = {"nft": "nft transaction", "rule": "add rule", "route": "route:", "sysctl": "set net", "tc": "eBPF"}
+    words = {
+        "nft": "nft transaction",
+        "rule": "add rule",
+        "route": "route:",
+        "sysctl": "set net",
+        "tc": "eBPF",
+    }
     assert any(words[kind] in step for event in events for step in event["steps"]), events
-    print(f"{name}: {events[0]['heal_ms']} ms, by {events[0].get('by')}")
+    sys.stdout.write(f"{name}: {events[0]['heal_ms']} ms, by {events[0].get('by')}\n")
 
 
 @pytest.mark.parametrize("name", DRIFTS)
@@ -158,6 +171,7 @@ def test_own_changes_wake_nobody(served: Daemon) -> None:
 
 def _is_quiet(daemon: Daemon, glances: int) -> bool:
     """Asleep, and no CPU time used, at every glance of a tenth of a second."""
+
     def used() -> list[str]:
         text = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2]
         return text.split()[11:13]

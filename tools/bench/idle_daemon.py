@@ -93,12 +93,16 @@ def _reconcile(state: Path, count: int) -> None:
         if look.done or look.failed:
             raise SystemExit(f"something drifted: {look.done} {look.failed}")
         if number % max(1, count // _REPORTS) == 0:
-            print(f"reconciles {number:8}  RSS {rss_kb(os.getpid()) / 1024:6.1f} MB, "
-                  f"CPU {time.process_time():.1f} s", flush=True)
+            print(
+                f"reconciles {number:8}  RSS {rss_kb(os.getpid()) / 1024:6.1f} MB, "
+                f"CPU {time.process_time():.1f} s",
+                flush=True,
+            )
     healer.close()
 
 
 def main() -> int:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=330)
@@ -118,7 +122,13 @@ def main() -> int:
             print(f"{arguments.networks} networks, both families")
             _idle(namespace, folder, arguments.seconds)
             if arguments.reconciles:
-                argv = [sys.executable, "-m", "tools.bench.idle_daemon", "--reconcile-in", str(folder / "state")]
+                argv = [
+                    sys.executable,
+                    "-m",
+                    "tools.bench.idle_daemon",
+                    "--reconcile-in",
+                    str(folder / "state"),
+                ]
                 argv += ["--reconciles", str(arguments.reconciles)]
                 subprocess.run(namespace.argv(*argv), check=True)
         finally:
