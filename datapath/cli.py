@@ -18,7 +18,7 @@ import pydantic
 
 from datapath import __version__, log
 from datapath.controller import Applied, Controller, compile_located
-from datapath.errors import DatapathError
+from datapath.errors import DatapathError, InputError
 from datapath.facts import Facts, load_facts
 from datapath.generations import History
 from datapath.plan.model import Plan
@@ -29,6 +29,7 @@ from datapath.state import DEFAULT_DIRECTORY, StateDirectory
 DIFFERENCES = 3
 INTERRUPTED = 130
 CONFIRM_MAX_S = 86_400
+DROPS_S = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,10 +108,16 @@ def _parser() -> argparse.ArgumentParser:
     status = _verb(verbs, "status", _status, "show networks, ids, counters and drift (exit 3 on drift)")
     _add_state(status)
 
+    drops = _verb(verbs, "drops", _drops, "show dropped packets and why, as they happen")
+    drops.add_argument("--follow", action="store_true", help="until interrupted, instead of for 10 seconds")
+    _add_state(drops)
+
     teardown = _verb(verbs, "teardown", _teardown, "remove everything of ours and put back what was there")
     _add_state(teardown)
 
-    run = _verb(verbs, "run", _run_daemon, "the daemon: apply, watch, heal; SIGHUP reloads, SIGTERM changes nothing")
+    run = _verb(
+        verbs, "run", _run_daemon, "the daemon: apply, watch, heal; SIGHUP reloads, SIGTERM changes nothing"
+    )
     _add_policy(run)
     run.add_argument(
         "--policy-dir", type=Path, metavar="DIR", help="drop-in files (*.yaml) with further networks"
@@ -289,6 +296,17 @@ def _run_daemon(arguments: argparse.Namespace) -> int:
     from datapath.service import run_service  # noqa: PLC0415  (only the daemon needs it)
 
     run_service(arguments.policy, arguments.policy_dir, arguments.state_dir, arguments.metrics)
+    return 0
+
+
+def _drops(arguments: argparse.Namespace) -> int:
+    from datapath.observe.drops import watch_drops  # noqa: PLC0415  (libbpf is loaded only where it is needed)
+
+    drift = Controller(StateDirectory(arguments.state_dir)).status()
+    if drift is None:
+        raise InputError("no policy is in force in this namespace", hint="apply one first")
+    for report in watch_drops(drift.plan, None if arguments.follow else DROPS_S):
+        print(json.dumps(report.as_json()) if arguments.json else report.render(), flush=True)
     return 0
 
 

@@ -94,6 +94,11 @@ def _update_in_place(desired: IngressProgram, state: bpf.IngressState, diff: bpf
                 bpf.attach(loaded, ifname)
 
 
+def attached_program() -> int | None:
+    """Id of our program, None where none is attached."""
+    return min(bpf.observe_ingress().programs, default=None)
+
+
 def read_counters() -> bpf.SlotCounters:
     """Counts by slot and verdict of what is attached now; empty where nothing is."""
     totals: bpf.SlotCounters = {}
