@@ -145,13 +145,12 @@ class RouteWatch:
         if base == _RULE:
             return _attribute(message, 12, 21) == bytes([ROUTE_PROTOCOL])  # FRA_PROTOCOL
         if base == _ADDRESS:
-            return _is_global(
-                _attribute(message, 8, 2) or _attribute(message, 8, 1)
-            )  # IFA_LOCAL, IFA_ADDRESS
+            # IFA_LOCAL, else IFA_ADDRESS
+            return _is_global(_attribute(message, 8, 2) or _attribute(message, 8, 1))
         if base in (_QDISC, _FILTER):
             return struct.unpack_from("=i", message, 4)[0] in self._indexes
         if base == _NETCONF:
-            index = _attribute(message, 1, 1, header=4)  # NETCONFA_IFINDEX; the header is padded
+            index = _attribute(message, 4, 1)  # NETCONFA_IFINDEX, behind one byte and padding
             return index is not None and _is_ours_or_all(struct.unpack("=i", index)[0], self._indexes)
         return False
 
@@ -255,9 +254,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, memoryview]]:
         offset += (length + 3) & ~3
 
 
-def _attribute(message: memoryview, offset: int, wanted: int, *, header: int = 0) -> bytes | None:
-    """Payload of the first attribute of a type, behind a header of `offset` (or `header`) bytes."""
-    offset = header or offset
+def _attribute(message: memoryview, offset: int, wanted: int) -> bytes | None:
+    """Payload of the first attribute of a type, behind a header of `offset` bytes."""
     while offset + _ATTRIBUTE.size <= len(message):
         length, kind = _ATTRIBUTE.unpack_from(message, offset)
         if length < _ATTRIBUTE.size:
