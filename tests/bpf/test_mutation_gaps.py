@@ -138,6 +138,80 @@ def test_samples_have_the_ports_of_every_protocol_with_ports(wire: Wire) -> None
     assert seen == [*((protocol, 1025, 443) for protocol in protocols), (47, 0, 0)]
 
 
+@pytest.mark.parametrize(
+    ("kind", "hop_limit", "source", "expected"),
+    [
+        *((kind, 255, "::", Verdict.PASS) for kind in (133, 134, 135, 136, 137)),
+        *((kind, 255, "::", Verdict.MARTIAN) for kind in (130, 132, 138, 143)),
+        *((kind, 254, "::", Verdict.MARTIAN) for kind in (133, 137)),
+        *((kind, 1, "::", Verdict.PASS) for kind in (130, 131, 132, 143)),
+        *((kind, 1, "::", Verdict.MARTIAN) for kind in (129, 133, 142, 144)),
+        *((kind, 2, "::", Verdict.MARTIAN) for kind in (130, 132, 143)),
+        *((kind, 1, "::1", Verdict.MARTIAN) for kind in (130, 132, 143)),
+        *((kind, 1, "fd00:10::1", Verdict.SPOOFED) for kind in (130, 143)),
+    ],
+)
+def test_icmpv6_that_keeps_the_link_going(
+    program: Harness, kind: int, hop_limit: int, source: str, expected: Verdict
+) -> None:
+    message = ipv6(source, "ff02::16", bytes([kind, 0, 0, 0]), next_header=58, hop_limit=hop_limit)
+    assert _verdict(program, _checked(), frame(ETH_P_IPV6, message)) is expected
+
+
+@pytest.mark.parametrize(
+    ("protocol", "ports", "destination", "expected"),
+    [
+        (17, (68, 67), "255.255.255.255", Verdict.PASS),
+        (17, (69, 67), "255.255.255.255", Verdict.MARTIAN),
+        (17, (68, 66), "255.255.255.255", Verdict.MARTIAN),
+        (17, (68, 67), "255.255.255.254", Verdict.MARTIAN),
+        (6, (68, 67), "255.255.255.255", Verdict.MARTIAN),
+        (2, (0, 0), "224.0.0.22", Verdict.PASS),
+        (2, (0, 0), "239.255.255.255", Verdict.PASS),
+        (2, (0, 0), "240.0.0.0", Verdict.MARTIAN),
+        (2, (0, 0), "223.255.255.255", Verdict.MARTIAN),
+    ],
+)
+def test_host_without_an_address(
+    program: Harness, protocol: int, ports: tuple[int, int], destination: str, expected: Verdict
+) -> None:
+    data = ipv4("0.0.0.0", destination, struct.pack("!HHI", *ports, 0), protocol=protocol)  # noqa: S104 - no socket
+    assert _verdict(program, _checked(), frame(ETH_P_IP, data)) is expected
+
+
+@pytest.mark.parametrize(
+    ("destination", "ports", "expected"),
+    [
+        ("255.255.255.255", (9, 9), Verdict.PASS),
+        ("255.255.255.254", (9, 9), Verdict.RPF_STRICT),
+        ("224.0.0.255", (9, 9), Verdict.PASS),
+        ("224.0.1.0", (9, 9), Verdict.RPF_STRICT),
+        ("10.0.1.9", (67, 68), Verdict.PASS),
+        ("10.0.1.9", (66, 68), Verdict.RPF_STRICT),
+        ("10.0.1.9", (67, 67), Verdict.RPF_STRICT),
+        ("ff01::1", (9, 9), Verdict.PASS),
+        ("ff02::1", (9, 9), Verdict.PASS),
+        ("ff12::1", (9, 9), Verdict.PASS),
+        ("ff11::1", (9, 9), Verdict.PASS),
+        ("ff05::1", (9, 9), Verdict.RPF_STRICT),
+        ("fe80::9", (547, 546), Verdict.PASS),
+        ("fe80::9", (545, 546), Verdict.RPF_STRICT),
+        ("fe80::9", (547, 547), Verdict.RPF_STRICT),
+        ("fd01:0:1::9", (547, 546), Verdict.RPF_STRICT),
+    ],
+)
+def test_what_needs_no_way_back(
+    program: Harness, destination: str, ports: tuple[int, int], expected: Verdict
+) -> None:
+    """From a source that no route leads to."""
+    body = struct.pack("!HHHH", *ports, 8, 0)
+    if ":" in destination:
+        data = frame(ETH_P_IPV6, ipv6("2001:db8:99::1", destination, body))
+    else:
+        data = frame(ETH_P_IP, ipv4("192.0.2.99", destination, body))
+    assert _verdict(program, _checked(OtherCheck.STRICT), data) is expected
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_packet_longer_than_the_mtu_of_the_way_back_has_a_way_back(program: Harness, version: int) -> None:
     """The helper compares this packet with that MTU, once the neighbour is known."""
