@@ -10,6 +10,9 @@ from datapath.kernel import bpf
 from datapath.plan.ingress import IngressProgram
 from datapath.reconcile.actual import ActualIngress
 
+#: What the preflight verified: the very program that is attached after it, so it is compiled once.
+_verified: list[bpf.LoadedIngress] = []
+
 
 def observe(desired: IngressProgram) -> ActualIngress:
     """What is attached, and in which way it is not as desired."""
@@ -57,9 +60,15 @@ def verify(desired: IngressProgram) -> None:
     if not needs_load:
         return
     try:
-        bpf.verify_ingress(desired)
+        _keep(bpf.verify_ingress(desired))
     except KernelError as error:
         raise EbpfError(error.operation, error.reason, errno=error.errno, hint=error.hint) from error
+
+
+def _keep(loaded: bpf.LoadedIngress) -> None:
+    while _verified:
+        _verified.pop().close()
+    _verified.append(loaded)
 
 
 def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
@@ -76,7 +85,7 @@ def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
     state = bpf.observe_ingress()
     diff = bpf.compare_ingress(desired, state)
     if diff.reload:
-        with bpf.load_ingress(desired) as loaded:
+        with bpf.load_ingress(desired, _verified.pop() if _verified else None) as loaded:
             bpf.switch(loaded, state, diff.attach)
     else:
         _update_in_place(desired, state, diff)

@@ -310,4 +310,4 @@ def test_missing_device_is_a_typed_error_but_can_be_verified() -> None:
     with pytest.raises(KernelError) as missing:
         bpf.load_ingress(_program(network))
     assert missing.value.errno == 19
-    bpf.verify_ingress(_program(network))
+    bpf.verify_ingress(_program(network)).close()

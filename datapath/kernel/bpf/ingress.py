@@ -199,8 +199,12 @@ def _load(fwmark_mask: int, tables: IngressTables) -> LoadedIngress:
     return loaded
 
 
-def load_ingress(desired: IngressProgram) -> LoadedIngress:
+def load_ingress(desired: IngressProgram, verified: LoadedIngress | None = None) -> LoadedIngress:
     """Compile, load and fill a complete program aside. Nothing is attached; close it after attaching.
+
+    Args:
+        desired: what it must know.
+        verified: from `verify_ingress`; taken instead of compiling again if it is the right one, else closed.
 
     Raises:
         KernelError: a device is missing or is no Ethernet device, bcc is missing, the program does not
@@ -208,18 +212,24 @@ def load_ingress(desired: IngressProgram) -> LoadedIngress:
     """
     for ifname in desired.attachments:
         _require_ethernet(ifname)
-    return _load(desired.fwmark_mask, resolve(desired, tc.ifindexes()))
+    tables = resolve(desired, tc.ifindexes())
+    if verified is not None:
+        if verified.read_meta().digest == source.desired_digest(desired.fwmark_mask, tables.need):
+            verified.write_tables(tables)
+            return verified
+        verified.close()
+    return _load(desired.fwmark_mask, tables)
 
 
-def verify_ingress(desired: IngressProgram) -> None:
-    """Compile and put through the kernel's verifier, for a dry run: devices need not exist, nothing remains.
+def verify_ingress(desired: IngressProgram) -> LoadedIngress:
+    """Compile and put through the kernel's verifier; devices need not exist yet. Close it, or load with it.
 
     Raises:
         KernelError: as `load_ingress`.
     """
     names = sorted({name for net in desired.networks for name in (net.point.ifname, net.device)})
     invented = {name: number for number, name in enumerate(names, start=1)}
-    _load(desired.fwmark_mask, resolve(desired, invented)).close()
+    return _load(desired.fwmark_mask, resolve(desired, invented))
 
 
 def _require_ethernet(ifname: str) -> None:
