@@ -250,7 +250,8 @@ def _confirm(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    controller = Controller(StateDirectory(arguments.state_dir))
+    # Nobody is there to set a device up when the clock has run out.
+    controller = Controller(StateDirectory(arguments.state_dir), wait_for_devices=bool(arguments.unconfirmed))
     if arguments.unconfirmed:
         controller.rollback_unconfirmed(arguments.unconfirmed, wait=arguments.wait)
         return 0

@@ -103,7 +103,9 @@ def _end_of_transition(desired: Plan) -> Iterator[Step]:
         return
     for change in desired.mark_changes:
         yield TranslateConnections(change)
-    yield NftTransaction(diff_table(as_actual(desired.transition), desired.table, spec=TABLE_SPEC), follows=True)
+    yield NftTransaction(
+        diff_table(as_actual(desired.transition), desired.table, spec=TABLE_SPEC), follows=True
+    )
 
 
 @dataclass(frozen=True, slots=True)

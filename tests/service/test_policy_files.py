@@ -87,8 +87,8 @@ def test_what_counts_as_a_change(tmp_path: Path) -> None:
     for act in (
         lambda: (tmp_path / "d" / "a.yaml").write_text("x"),
         lambda: (tmp_path / "d" / "a.yaml").chmod(0o600),
-        lambda: (tmp_path / "d" / "a.yaml").unlink(),
-        lambda: (tmp_path / "policy.yaml").unlink(),
+        (tmp_path / "d" / "a.yaml").unlink,
+        (tmp_path / "policy.yaml").unlink,
     ):
         before = files.fingerprint()
         act()

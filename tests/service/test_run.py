@@ -153,6 +153,16 @@ def test_teardown_is_not_healed(node: Node) -> None:
         daemon.wait_for("policy_in_force", 2)
 
 
+def test_journal_lines_carry_their_priority(node: Node) -> None:
+    with Daemon(node, environment={"JOURNAL_STREAM": "8:1"}) as daemon:
+        daemon.started()
+        node.ns.nft("flush ruleset")
+        daemon.wait_for("drift_healed")
+        lines = daemon.log_path.read_text().splitlines()
+    assert all(line.startswith(("<4>{", "<6>{")) for line in lines), lines
+    assert any(line.startswith("<4>") and "drift_healed" in line for line in lines)
+
+
 def test_one_daemon_a_state_directory(node: Node) -> None:
     with Daemon(node) as daemon:
         daemon.started()

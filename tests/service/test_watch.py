@@ -134,9 +134,10 @@ def test_a_transaction_is_one_event_and_foreign_tables_none(node: Node) -> None:
     watch = node.ns.call(NftWatch)
     try:
         elements = ", ".join(f"10.0.{number // 256}.{number % 256}" for number in range(3000))
-        node.ns.nft(f"table inet kube-proxy {{ set s {{ type ipv4_addr; elements = {{ {elements} }}; }} }}")
+        foreign = f"set s {{\n type ipv4_addr\n elements = {{ {elements} }}\n }}\n"
+        node.ns.nft(f"table inet kube-proxy {{\n {foreign} }}\n")
         assert watch.read() == []
-        node.ns.nft("table inet datapath { chain a { counter; }; chain b { counter; }; }")
+        node.ns.nft("table inet datapath {\n chain a {\n counter\n }\n chain b {\n counter\n }\n }\n")
         (event,) = watch.read()
         assert event.by.startswith("nft[")
         node.ns.nft("flush ruleset")
