@@ -7,12 +7,14 @@ import select
 import sys
 import time
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from datapath.kernel.rtnl import Rtnl
 from datapath.kernel.watch import Event, Interest, NftWatch, RouteWatch
+from datapath.plan.rtnl import Route
 from tests.service.daemon import Node
 
 pytestmark = pytest.mark.root
@@ -122,9 +124,12 @@ def test_tc_and_rp_filter_of_our_devices(node: Node, routes: RouteWatch) -> None
 
 
 def test_own_changes_are_no_events(node: Node, routes: RouteWatch) -> None:
+    route = Route(700_001, ip_network("198.51.100.0/24"), "eth0")
+
     def change() -> None:
         with Rtnl() as rtnl:
-            rtnl.set_up("eth0")
+            rtnl.add_route(route, replace=False)
+            rtnl.delete_route(route)
 
     node.ns.call(change)
     assert routes.read() == []
