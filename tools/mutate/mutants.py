@@ -210,7 +210,7 @@ _POLICY: Final = (
         ("return VERDICT_VIP_UNREACHABLE", "return VERDICT_PASS"),
         ("VERDICT_PASS : VERDICT_VIP_STRICT", "VERDICT_PASS : VERDICT_RPF_STRICT"),
         ("VERDICT_PASS : VERDICT_RPF_STRICT", "VERDICT_PASS : VERDICT_PASS"),
-        ("other_check == OTHER_CHECK_OFF", "0"),
+        ("network->other_check == OTHER_CHECK_OFF", "0"),
         ("other_check == OTHER_CHECK_LOOSE", "other_check == OTHER_CHECK_STRICT"),
         ("path == REVERSE_PATH_NONE ?", "path != REVERSE_PATH_DEVICE ?"),
         ("if (is_link_traffic(packet))", "if (0)"),
