@@ -7,6 +7,7 @@ with 100 networks that is a second for every look at the kernel, and a daemon lo
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -20,6 +21,9 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _ERROR, _DONE = 2, 3
 _REQUEST_DUMP: Final = 0x301
 _INTERRUPTED: Final = 0x10
+#: The largest process id takes 22 bits of the 32 of a port id.
+_PID_WIDTH: Final = 22
+_FIRST_PORT: Final = 512
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
 _SOL_NETLINK, _STRICT_CHECK = 270, 12
 _RECEIVE_BYTES: Final = 1 << 18
@@ -93,6 +97,22 @@ _RULE: Final[_Schema] = {
 }
 
 
+def bind_aside(sock: socket.socket) -> None:
+    """Bind to a port id that still tells our pid, but leave the pid itself to the sockets that change things.
+
+    The kernel gives a process's first socket the pid and every further one a random number: then nobody, and not
+    even we, could tell who made a change.
+    """
+    for number in range(_FIRST_PORT, _FIRST_PORT + 256):
+        try:
+            sock.bind((os.getpid() | number << _PID_WIDTH, 0))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return
+
+
 class RtnlDump:
     """One rtnetlink socket for dumps."""
 
@@ -100,6 +120,7 @@ class RtnlDump:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         # The kernel filters dumps: a router's full table is not read for our few routes.
         self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
+        bind_aside(self._socket)
         self._sequence = 0
 
     def close(self) -> None:

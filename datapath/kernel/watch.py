@@ -21,6 +21,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+from datapath.kernel.rtnl_dump import bind_aside
 from datapath.kernel.socket_filter import attach_route_filter
 from datapath.plan.nft import TABLE_NAME
 from datapath.plan.rtnl import ROUTE_PROTOCOL, TABLE_MAIN
@@ -225,7 +226,7 @@ def _multicast(protocol: int, groups: tuple[int, ...]) -> socket.socket:
     sock = socket.socket(_AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     with contextlib.suppress(PermissionError):  # a smaller buffer only means to look again more often
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-    sock.bind((0, 0))
+    bind_aside(sock)
     for group in groups:
         sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
     return sock
