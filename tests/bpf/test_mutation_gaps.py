@@ -138,6 +138,20 @@ def test_samples_have_the_ports_of_every_protocol_with_ports(wire: Wire) -> None
     assert seen == [*((protocol, 1025, 443) for protocol in protocols), (47, 0, 0)]
 
 
+def test_reader_that_died_is_forgotten(wire: Wire) -> None:
+    """Its control entry is still there; only the time in it says that nobody renews it."""
+    network = IngressNetwork("a", 1, 0, IngressPoint("trunk0"), "trunk0", check_martians=True)
+    martian = frame(ETH_P_IP, ipv4("127.0.0.1", "198.51.100.1"))
+    with bpf.load_ingress(IngressProgram(MASK, (network,))) as loaded:
+        bpf.attach(loaded, "trunk0")
+        with bpf.DropReader(loaded.program_id) as reader:
+            wire.send(martian)
+            assert len(reader.poll(5.0)) == 1
+            reader._write_control(until_ns=1, reader=1)
+            wire.send(martian)
+            assert reader.poll(0) == []
+
+
 @pytest.mark.parametrize(
     ("kind", "hop_limit", "source", "expected"),
     [
