@@ -173,7 +173,6 @@ class Service:
         self._retry_later(self._reloader.apply())
         self._directories.watch(self._files.directories())
         self._resync()
-        settle()
 
     def _retry_later(self, delay_s: float | None) -> None:
         if delay_s is None:
@@ -198,6 +197,8 @@ class Service:
         self._timers.set(self._resync, time.monotonic() + RESYNC_S)
         self._healer.forget("*")
         self._look()
+        # Listing our table as JSON takes ten megabytes for a moment.
+        settle()
 
     def _poll_sysctls(self) -> None:
         self._timers.set(self._poll_sysctls, time.monotonic() + SYSCTL_POLL_S)
