@@ -18,7 +18,7 @@ from datapath.plan.rtnl import Family
 
 ALLOW, DENY = SourceAction.ALLOW, SourceAction.DENY
 BITS = {Family.IPV4: 32, Family.IPV6: 128}
-KIND: dict[Family, type[IPv4Address] | type[IPv6Address]] = {
+KIND: dict[Family, type[IPv4Address | IPv6Address]] = {
     Family.IPV4: IPv4Address,
     Family.IPV6: IPv6Address,
 }
