@@ -128,34 +128,19 @@ class Controller:
             KernelError: a step failed; everything is as before.
         """
         with self._directory.locked():
-            state = self._directory.load()
+            state = dataclasses.replace(self._directory.load(), netns=current_netns())
             prepared = self._prepare(loaded, state)
             plan, steps = prepared.plan, prepared.changes.steps
-            text = loaded.source.text
-            is_new = bool(steps) or text != state.policy
-            state = dataclasses.replace(state, netns=current_netns())
-            if confirm_s is not None and is_new:
-                state = self._await_confirmation(state, confirm_s)
-            elif is_new:
-                state = dataclasses.replace(state, pending=None)
-            record = prepared.changes.after
-            if steps:
-                record = self._change(prepared, state)
-                self._log.info("policy_applied", steps=len(steps), networks=len(plan.ids))
-            done = dataclasses.replace(
-                state,
-                record=record,
-                ids=_id_facts(plan.ids),
-                fwmark_mask=plan.fwmark_mask,
-                generation=state.generation + is_new,
-                policy=text,
-                policy_name=loaded.source.filename,
-                ebpf_refused=prepared.facts.ebpf_refused,
-            )
-            if is_new:
-                self._remember(done, plan)
-            if done != state:
-                self._directory.save(done)
+            if not steps and loaded.source.text == state.policy:
+                return Applied(plan, steps, state.generation)
+            previous = self._previous_plan(state)
+            try:
+                done = self._put_in_force(loaded, prepared, state, confirm_s)
+            except DatapathError as error:
+                self._log.warning("apply_failed", error=str(error))
+                self._roll_back(previous, dataclasses.replace(state, record=prepared.changes.before))
+                raise
+            self._log.info("policy_applied", steps=len(steps), networks=len(plan.ids))
             return Applied(plan, steps, done.generation)
 
     def confirm(self) -> int:
@@ -301,20 +286,34 @@ class Controller:
         loaded = parse_policy(state.policy.encode(), state.policy_name)
         return compile_policy(loaded.policy, facts_in_force(state))
 
-    def _change(self, prepared: _Prepared, state: State) -> Record:
-        """Remember, carry out, verify; on failure back to the policy in force."""
-        previous = self._previous_plan(state)
-        before = dataclasses.replace(state, record=prepared.changes.before)
-        self._directory.save(before)
-        try:
-            self._run(prepared.changes.steps)
-            return self._verify(
-                prepared.plan.settled, dataclasses.replace(before, record=prepared.changes.after)
-            )
-        except DatapathError as error:
-            self._log.warning("apply_failed", error=str(error))
-            self._roll_back(previous, before)
-            raise
+    def _put_in_force(
+        self, loaded: LoadedPolicy, prepared: _Prepared, state: State, confirm_s: float | None
+    ) -> State:
+        """Write down what is about to become ours, carry it out, verify, and remember the policy."""
+        if confirm_s is None:
+            state = dataclasses.replace(state, pending=None)
+        else:
+            state = self._await_confirmation(state, confirm_s)
+        plan, changes = prepared.plan, prepared.changes
+        record = changes.after
+        if changes.steps:
+            before = dataclasses.replace(state, record=changes.before)
+            self._directory.save(before)
+            self._run(changes.steps)
+            record = self._verify(plan.settled, dataclasses.replace(before, record=record))
+        done = dataclasses.replace(
+            state,
+            record=record,
+            ids=_id_facts(plan.ids),
+            fwmark_mask=plan.fwmark_mask,
+            generation=state.generation + 1,
+            policy=loaded.source.text,
+            policy_name=loaded.source.filename,
+            ebpf_refused=prepared.facts.ebpf_refused,
+        )
+        self._directory.save(done)
+        self._remember(done, plan)
+        return done
 
     def _run(self, steps: tuple[Step, ...]) -> None:
         with Executor(self._directory) as executor:
@@ -349,16 +348,21 @@ class Controller:
 
     def _roll_back(self, previous: Plan, state: State) -> None:
         """Back to the previous plan, as far as the kernel lets us; the record stays true either way."""
-        changes = reconcile(observe(previous, state), previous, state.record)
-        for step in changes.steps:
-            with contextlib.suppress(KernelError), Executor(self._directory) as executor:
-                executor.run(step)
-        left = reconcile(observe(previous, state), previous, state.record)
+        try:
+            changes = reconcile(observe(previous, state), previous, state.record)
+            for step in changes.steps:
+                with contextlib.suppress(KernelError), Executor(self._directory) as executor:
+                    executor.run(step)
+            left = reconcile(observe(previous, state), previous, state.record)
+            record = state.record if left.steps else left.after
+            self._directory.save(dataclasses.replace(state, record=record))
+        except DatapathError as error:
+            self._log.error("rollback_incomplete", error=str(error))
+            return
         if left.steps:
             self._log.error("rollback_incomplete", first=left.steps[0].describe(), left=len(left.steps))
-            return
-        self._directory.save(dataclasses.replace(state, record=left.after))
-        self._log.info("rollback_done", steps=len(changes.steps))
+        else:
+            self._log.info("rollback_done", steps=len(changes.steps))
 
 
 def facts_in_force(state: State, sight: Sight | None = None) -> Facts:

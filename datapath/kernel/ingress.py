@@ -89,7 +89,7 @@ def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
             bpf.switch(loaded, state, diff.attach)
     else:
         _update_in_place(desired, state, diff)
-    for ifname in diff.detach:
+    for ifname in sorted({*diff.detach, *(clsact - set(desired.attachments))}):
         bpf.detach(ifname, remove_clsact=ifname in clsact)
 
 

@@ -74,7 +74,7 @@ def reconcile(
     steps += [*_added_routes(actual, desired, ready), *_added_rules(actual, desired)]
     text = diff_table(actual.table, desired.transition or desired.table, spec=TABLE_SPEC)
     program = carried_program(desired, actual.links)
-    ingress = [SyncIngress(program, record.clsact)] if _ingress_differs(actual, program) else []
+    ingress = [SyncIngress(program, record.clsact)] if _ingress_differs(actual, program, record) else []
     nft = [NftTransaction(text)] if text else []
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
     steps += [*_removed_rules(actual, desired), *_removed_routes(actual, desired)]
@@ -194,9 +194,11 @@ def _adding_order(rule: FibRule) -> tuple[int, ...]:
     return (phase, rule.family, -rule.priority, *rule.sort_key()[2:])
 
 
-def _ingress_differs(actual: Actual, program: IngressProgram) -> bool:
+def _ingress_differs(actual: Actual, program: IngressProgram, record: Record) -> bool:
     wanted = frozenset(program.attachments)
-    return actual.ingress.attached != wanted or bool(actual.ingress.differences)
+    # Our qdisc without our filter: the attachment failed, or somebody deleted the filter alone.
+    orphans = (record.clsact & actual.ingress.clsact) - wanted
+    return actual.ingress.attached != wanted or bool(actual.ingress.differences or orphans)
 
 
 def _records(

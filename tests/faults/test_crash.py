@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 at every point that the engine names: between any two kernel operations and file writes.
+
+What both the old and the new policy serve is served afterwards, and the next apply or teardown completes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.zygote import Zygote
+from tools.lab import Lab, network, probe_all, vlan_cells
+from tools.lab.cells import Cell, Proto
+from tools.lab.dump import difference, dump_namespace
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(networks=[network(0), network(1)]) as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def zygote(lab: Lab) -> Iterator[Zygote]:
+    with Zygote(lab.node) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["ebpf", "nft"])
+def policies(
+    request: pytest.FixtureRequest, lab: Lab, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """One network; and two, with another gateway table entry and sysctls: every kind of object changes.
+
+    With nftables the mask changes, too; with eBPF that would compile the program twice a point.
+    """
+    folder = tmp_path_factory.mktemp("policies")
+    whole = lab.policy()
+    one, two = folder / "one.yaml", folder / "two.yaml"
+    backend = f"backend: {request.param}\nnetworks:"
+    mask = "marks: {mask: 0x00000f00}\n" if request.param == "nft" else ""
+    one.write_text(whole[: whole.rindex("  - name:")].replace("networks:", backend, 1))
+    two.write_text(whole.replace("networks:", mask + backend, 1) + "    strict_arp: true\n")
+    return one, two
+
+
+def served_by_both(lab: Lab) -> list[Cell]:
+    """One TCP and one UDP request to each kind of backend of the network that stays."""
+    name = lab.networks[0].name
+    cells = [c for c in vlan_cells(lab.networks[:1]) if c.client == "client" and c.proto is not Proto.ICMP]
+    assert cells, name
+    return cells
+
+
+def still_served(lab: Lab) -> list[str]:
+    return [str(result) for result in probe_all(lab, served_by_both(lab)) if not result.ok]
+
+
+def test_killed_at_every_point(lab: Lab, zygote: Zygote, policies: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = policies
+    state = tmp_path / "state"
+    before = dump_namespace(lab.node)
+
+    def start_with_old() -> None:
+        answer = zygote.ask("apply", state, policy=str(old))
+        assert not answer["error"]
+
+    start_with_old()
+    assert still_served(lab) == []
+    whole = zygote.ask("apply", state, policy=str(new))
+    assert not whole["error"]
+    assert len(whole["points"]) > 20, whole["points"]
+    for number, name in enumerate(whole["points"]):
+        start_with_old()
+        answer = zygote.ask("apply", state, policy=str(new), kill_at=number)
+        assert answer == {"killed": True}, f"point {number}, {name}: {answer}"
+        assert still_served(lab) == [], f"killed before: {name}"
+        recovered = zygote.ask("apply", state, policy=str(new))
+        assert not recovered["error"], f"killed before: {name}: {recovered['error']}"
+        assert zygote.ask("drift", state)["drift"] == [], f"killed before: {name}"
+        assert not zygote.ask("apply", state, policy=str(new))["changed"], f"killed before: {name}"
+    torn = zygote.ask("teardown", state)
+    assert not torn["error"]
+    assert difference(before, dump_namespace(lab.node)) == ""
+
+
+def test_teardown_killed_at_every_point(
+    lab: Lab, zygote: Zygote, policies: tuple[Path, Path], tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    before = dump_namespace(lab.node)
+    assert not zygote.ask("apply", state, policy=str(policies[1]))["error"]
+    whole = zygote.ask("teardown", state)
+    assert len(whole["points"]) > 10
+    for number, name in enumerate(whole["points"]):
+        assert not zygote.ask("apply", state, policy=str(policies[1]))["error"]
+        assert zygote.ask("teardown", state, kill_at=number) == {"killed": True}, name
+        assert not zygote.ask("teardown", state)["error"], name
+        assert difference(before, dump_namespace(lab.node)) == "", name

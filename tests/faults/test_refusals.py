@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel operation is refused once: the apply says which one, and everything is as before."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.zygote import Zygote
+from tests.netns.nodes import Node, node
+from tools.lab.dump import difference, dump_namespace
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
+
+#: What the kernel plausibly says to any netlink, bpf or /proc operation.
+ERRNOS = (
+    errno.ENOMEM,
+    errno.EBUSY,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.EPERM,
+    errno.ENOBUFS,
+    errno.ETIMEDOUT,
+)
+OLD = """\
+version: 1
+backend: {backend}
+networks:
+  - {{name: a, interface: eth1, vips: [10.1.0.0/24], gateway: 10.1.0.1}}
+"""
+NEW = """\
+version: 1
+backend: {backend}
+networks:
+  - {{name: a, interface: eth1, vips: [10.1.0.0/24, "2001:db8:1::/64"], gateway: [10.1.0.2, "2001:db8:1::1"]}}
+  - {{name: b, interface: eth2, vips: [10.2.0.0/24], gateway: 10.2.0.1, strict_arp: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Node]:
+    with node(4) as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def zygote(bare: Node) -> Iterator[Zygote]:
+    with Zygote(bare.namespace) as running:
+        yield running
+
+
+def write(folder: Path, name: str, text: str, backend: str) -> str:
+    path = folder / name
+    path.write_text(text.format(backend=backend))
+    return str(path)
+
+
+@pytest.mark.parametrize("backend", ["ebpf", "nft"])
+def test_refused_at_every_point(bare: Node, zygote: Zygote, tmp_path: Path, backend: str) -> None:
+    state = tmp_path / "state"
+    old, new = write(tmp_path, "old", OLD, backend), write(tmp_path, "new", NEW, backend)
+    assert not zygote.ask("apply", state, policy=old)["error"]
+    before = dump_namespace(bare.namespace)
+    whole = zygote.ask("apply", state, policy=new)
+    assert not whole["error"]
+    names = whole["points"]
+    assert len(names) > 15
+    assert not zygote.ask("apply", state, policy=old)["error"]
+    assert difference(before, dump_namespace(bare.namespace)) == ""
+    tried = 0
+    for number, name in enumerate(names):
+        # All errnos at every point would be seven times this; the engine never looks at them, so they take turns.
+        code = ERRNOS[number % len(ERRNOS)]
+        answer = zygote.ask("apply", state, policy=new, fail_at=number, errno=code)
+        if answer["error"]:
+            tried += 1
+            assert errno.errorcode[code] in answer["error"], answer["error"]
+            assert re.sub(r"\d{6}", "N", name) in re.sub(r"\d{6}", "N", answer["error"]), answer["error"]
+        assert answer["fds"] == 0, f"refused: {name}"
+        left = zygote.ask("apply", state, policy=old)
+        assert not left["error"], f"refused: {name}: {left['error']}"
+        assert not answer["error"] or not left["changed"], f"refused: {name}: the rollback left something"
+        assert difference(before, dump_namespace(bare.namespace)) == "", f"refused: {name}"
+    assert tried > len(names) // 2
+    assert not zygote.ask("teardown", state)["error"]
