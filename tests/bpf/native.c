@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* The parse headers outside the kernel: what a fuzzer includes. */
 #include <string.h>
 

@@ -27,10 +27,10 @@ _SOURCE = Path(__file__).with_name("native.c")
 def parse_native(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], int]:
     library = tmp_path_factory.mktemp("native") / "native.so"
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
-    checks = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    checks = ["-fsanitize=undefined", "-fsanitize-trap=all"]
     subprocess.run(
         [
-            "cc",
+            "clang-14",
             "-O1",
             "-g",
             "-shared",
