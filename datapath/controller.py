@@ -233,7 +233,7 @@ class Controller:
         plan = compile_located(loaded, facts)
         actual = observe(plan, state)
         _refuse_conflicts(actual, carried_plan(plan, actual.links) if self._wait_for_devices else plan)
-        changes = reconcile(actual, plan, state.record, forget=_forget(plan, state))
+        changes = reconcile(actual, plan, state.record, forget=_forget(plan, facts))
         if changes.waiting and not self._wait_for_devices:
             raise ConflictError(
                 f"devices are down or cannot be made yet: {', '.join(sorted(changes.waiting))}",
@@ -391,13 +391,13 @@ def _refuse_conflicts(actual: Actual, plan: Plan) -> None:
         )
 
 
-def _forget(plan: Plan, state: State) -> tuple[tuple[int, int], ...]:
+def _forget(plan: Plan, facts: Facts) -> tuple[tuple[int, int], ...]:
     """Marks that were a network's and are no longer that network's, unless its connections are carried over."""
     kept = {(ids.name, ids.fwmark) for ids in plan.ids}
     carried = {change.name for change in plan.mark_changes}
     return tuple(
-        (item.fwmark, state.fwmark_mask)
-        for item in state.ids
+        (item.fwmark, facts.previous_mask)
+        for item in facts.previous_ids
         if item.fwmark and (item.name, item.fwmark) not in kept and item.name not in carried
     )
 
