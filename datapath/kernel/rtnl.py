@@ -106,8 +106,17 @@ class Rtnl:
             # In network byte order on the wire; pyroute2 leaves it so.
             protocol = socket.ntohs(options.get("IFLA_VLAN_PROTOCOL") or 0)
             parent = (self._names or {}).get(message.get("IFLA_LINK"), "")
+        # A VRF takes routing over, every other master the packets themselves.
+        slave_kind = (info.get("IFLA_INFO_SLAVE_KIND") if info else None) or "vrf"
+        master = message.get("IFLA_MASTER") if slave_kind != "vrf" else None
         return ActualLink(
-            message.get("IFLA_IFNAME"), bool(message["flags"] & _IFF_UP), kind, parent, vlan_id, protocol
+            message.get("IFLA_IFNAME"),
+            bool(message["flags"] & _IFF_UP),
+            kind,
+            parent,
+            vlan_id,
+            protocol,
+            port_of=(self._names or {}).get(master, "") if master else "",
         )
 
     def rules(self) -> tuple[frozenset[FibRule], tuple[ForeignRule, ...]]:

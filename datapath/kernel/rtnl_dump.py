@@ -68,6 +68,7 @@ _LINK: Final[_Schema] = {
             {
                 1: ("IFLA_INFO_KIND", _text),
                 2: ("IFLA_INFO_DATA", bytes),
+                4: ("IFLA_INFO_SLAVE_KIND", _text),
             }
         ),
     ),

@@ -44,7 +44,11 @@ class ActualTable:
 
 @dataclass(frozen=True, slots=True)
 class ActualLink:
-    """A network device. `addresses` are not here: the plan never touches them."""
+    """A network device. `addresses` are not here: the plan never touches them.
+
+    Attributes:
+        port_of: the bridge, bond or team that takes its packets; empty where the IP stack gets them.
+    """
 
     name: str
     up: bool
@@ -52,6 +56,7 @@ class ActualLink:
     parent: str = ""
     vlan_id: int = 0
     vlan_protocol: int = 0
+    port_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

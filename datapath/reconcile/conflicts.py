@@ -117,6 +117,11 @@ def _link_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
             yield f"there is no device {name}: create it, or let `vlan:` make it"
         elif present is not None and not present.up and name not in made:
             yield f"device {name} is down: set it up (`ip link set {name} up`)"
+        elif present is not None and present.port_of:
+            yield (
+                f"device {name} is a port of {present.port_of}, where the IP stack gets its packets:"
+                f" name {present.port_of} instead"
+            )
 
 
 def _vlan(protocol: int, vlan_id: int) -> str:
