@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+import time
 from ipaddress import ip_network
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -150,6 +153,30 @@ def test_reader_that_died_is_forgotten(wire: Wire) -> None:
             reader._write_control(until_ns=1, reader=1)
             wire.send(martian)
             assert reader.poll(0) == []
+
+
+def test_each_window_of_a_second_has_as_many_samples_as_asked_for(wire: Wire) -> None:
+    """On one CPU: each has a window of its own."""
+    network = IngressNetwork("a", 1, 0, IngressPoint("trunk0"), "trunk0", check_martians=True)
+    martian = frame(ETH_P_IP, ipv4("127.0.0.1", "198.51.100.1"))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        with bpf.load_ingress(IngressProgram(MASK, (network,))) as loaded:
+            bpf.attach(loaded, "trunk0")
+            with bpf.DropReader(loaded.program_id, per_second=3) as reader:
+                wire.send(martian, times=50)
+                times = [drop.time_ns for drop in reader.poll(5.0)]
+                while time.monotonic_ns() < times[0] + 1_000_000_000:
+                    time.sleep(0.05)
+                wire.send(martian, times=50)
+                times += [drop.time_ns for drop in reader.poll(5.0)]
+    finally:
+        os.sched_setaffinity(0, before)
+    # A window begins with its first sample, and every fourth sample begins one.
+    windows = times[::3]
+    assert len(windows) >= 2
+    assert all(later - earlier >= 1_000_000_000 for earlier, later in pairwise(windows))
 
 
 @pytest.mark.parametrize(
