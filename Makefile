@@ -18,7 +18,7 @@ MUTATE_ARGS ?=
 # Further options for the VM lane: make test-vm VM_ARGS='--kernel 6.1'
 VM_ARGS ?=
 
-.PHONY: help setup test test-vm lint fuzz mutate demo docs clean FORCE
+.PHONY: help setup test test-vm test-deb lint fuzz mutate demo docs deb clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,11 +35,18 @@ setup: .stamps/setup ## install what the project needs: Debian packages by name,
 	tools/setup/install.sh --venv vm vm
 	@mkdir -p $(@D) && touch $@
 
+.stamps/setup-deb: .stamps/setup
+	tools/setup/install.sh deb
+	@mkdir -p $(@D) && touch $@
+
 test: setup ## run the whole test suite, linters included (root: most tests use network namespaces)
-	$(PYTHON) -m pytest -q $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -q --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 test-vm: .stamps/setup-vm ## run the tests marked `vm` on Debian's 6.1 and 6.12 kernels, emulated
 	$(PYTHON) -m tools.vm $(VM_ARGS)
+
+test-deb: .stamps/setup-deb ## build the Debian package, and install, upgrade, remove and purge it in a chroot (root)
+	DATAPATH_TEST_DEB=1 $(PYTHON) -m pytest -q tests/packaging/deb $(PYTEST_ARGS)
 
 lint: setup ## run only the linters and the checks of layout, dependencies and documents
 	$(PYTHON) -m pytest -q tests/test_linters.py tests/test_layout.py tests/test_dependencies.py tests/test_documents.py $(PYTEST_ARGS)
@@ -52,6 +59,9 @@ mutate: setup ## change single conditions of the eBPF program and show which tes
 
 demo: setup ## show the broken return path, the classic recipe and ours, with real traffic in namespaces (root)
 	$(PYTHON) -m tools.lab demo
+
+deb: setup ## build the package for Debian 12 in dist/
+	$(PYTHON) -m tools.deb
 
 docs: setup ## write the pages that are generated from the policy models
 	$(PYTHON) tools/gen_policy_docs.py
