@@ -27,6 +27,8 @@ PREROUTING: Final = (("prerouting", -240),)
 #: Behind the routing decision: the kernel's own rp_filter has spoken here.
 ROUTED: Final = (("input", -400), ("forward", -400))
 
+_ETH_P_ALL: Final = 3
+
 _CHAIN: Final = """\
     chain {hook} {{
         type filter hook {hook} priority {priority}; policy accept;
@@ -94,9 +96,16 @@ class Ground:
         """One frame into a device of the node."""
         self._sockets[device].send(frame)
 
-    def observe(self, hooks: Iterable[tuple[str, int]]) -> None:
+    def listen(self, device: str) -> socket.socket:
+        """A socket that gets what leaves the node by a device, and what is sent into it (`PACKET_OUTGOING`)."""
+        raw = self._wire.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        raw.bind((device, _ETH_P_ALL))
+        raw.setblocking(False)
+        return raw
+
+    def observe(self, hooks: Iterable[tuple[str, int]], devices: Sequence[str] = ()) -> None:
         """Put the observing table in place; packets end in it. `ct` is there for the reassembly of fragments."""
-        names = ", ".join(f'"{device}"' for device in self.devices)
+        names = ", ".join(f'"{device}"' for device in devices or self.devices)
         chains = "".join(
             _CHAIN.format(hook=hook, priority=priority, devices=names) for hook, priority in hooks
         )
