@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 from xml.etree import ElementTree as ET
 
-from tools.vm.guest import MARKER
+from tools.vm.guest import MARKER, OBJECTS
+from tools.vm.objects import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +74,7 @@ def run_tests(
         shared = Path(shared_name)
         output = shared / "pytest.log"
         output.touch()
+        prepare(shared / OBJECTS)
         command = _vng_command(image, pytest_options, shared, timeout_s)
         with (
             (shared / "console.log").open("wb") as console,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 
 MARKER: Final = Path(__file__).with_name("written-by-the-guest")
+#: Folder of compiled programs, below the one shared with the host.
+OBJECTS: Final = "objects"
 
 
 def main() -> int:
@@ -22,6 +24,7 @@ def main() -> int:
         # Tells the tests what kernel they were promised, and that they run in a machine (tests/conftest.py).
         "DATAPATH_VM_KERNEL": release,
         "DATAPATH_CI": "1",
+        "DATAPATH_BPF_OBJECTS": str(shared / OBJECTS),
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/tmp",  # noqa: S108 - the guest's own memory
         "PYTHONUNBUFFERED": "1",

@@ -9,14 +9,30 @@ on standard input, compiler and verifier messages on standard error. The exit st
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
 import sys
+from typing import Any
 
 STATUS_NO_BCC = 10
 STATUS_COMPILE = 11
 STATUS_LOAD = 12
+
+
+def _export(module: Any, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The instructions as loaded, and the descriptors in them by map."""
+    from bcc.libbcc import lib  # noqa: PLC0415 - as bcc itself
+
+    # bcc declares no types for this one, and a pointer would be cut to 32 bits.
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    names = [lib.bpf_table_name(module.module, index) for index in range(lib.bpf_num_tables(module.module))]
+    return {
+        "functions": {name: module.dump_func(name).hex() for name in request["functions"]},
+        "maps": {name.decode(): lib.bpf_table_fd(module.module, name) for name in names},
+    }
 
 
 def main() -> int:
@@ -39,6 +55,8 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - bcc raises plain Exception
         sys.stderr.write(f"{error}\n")
         return STATUS_LOAD
+    if request["export"]:
+        json.dump(_export(module, request), sys.stdout)
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         socket.send_fds(channel, [b"ok"], programs + maps)
     return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from datapath.errors import KernelError
+from datapath.kernel.bpf import objects
 from datapath.kernel.bpf.compile_child import STATUS_COMPILE, STATUS_LOAD, STATUS_NO_BCC
 from datapath.kernel.bpf.libbpf import OwnedFd
 from datapath.kernel.bpf.source import bpf_directory
@@ -115,6 +116,7 @@ def compile_and_load(
         KernelError: bcc is missing, the text does not compile, or the verifier refuses it; the message shows
             the lines concerned.
     """
+    folder = objects.directory()
     request = json.dumps(
         {
             "text": source.text,
@@ -122,8 +124,25 @@ def compile_and_load(
             "functions": list(functions),
             "maps": list(maps),
             "kernel_source": str(bpf_directory() / "stubs"),
+            "export": folder is not None,
         }
     )
+    if folder is None:
+        programs, opened, _ = _compile(request, functions, maps)
+        return programs, opened
+    path = objects.entry(folder, request)
+    kept = objects.read(path)
+    if kept is not None:
+        return kept.load(maps)
+    programs, opened, exported = _compile(request, functions, maps)
+    objects.keep(path, objects.from_compiler(json.loads(exported), programs, opened))
+    return programs, opened
+
+
+def _compile(
+    request: str, functions: Sequence[str], maps: Sequence[str]
+) -> tuple[list[OwnedFd], list[OwnedFd], str]:
+    """Programs, maps, and what the child exported."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -144,4 +163,4 @@ def compile_and_load(
         if child.returncode != 0:
             raise _failure(child.returncode, child.stderr)
         received = _receive(ours, len(functions) + len(maps))
-    return received[: len(functions)], received[len(functions) :]
+    return received[: len(functions)], received[len(functions) :], child.stdout

@@ -212,6 +212,8 @@ class Map:
         result = library().bpf_obj_get_info_by_fd(fd.number, ctypes.byref(info), ctypes.byref(size))
         check("read the info of a bpf map", result)
         self.map_id: int = info.id
+        self.type: int = info.type
+        self.flags: int = info.map_flags
         self.name: str = info.name.decode()
         self.key_size: int = info.key_size
         self.value_size: int = info.value_size
