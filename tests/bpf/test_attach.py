@@ -114,6 +114,7 @@ def _attach_foreign(loaded: bpf.LoadedIngress, ifname: str, *, priority: int) ->
         )
 
 
+@pytest.mark.vm
 def test_frames_on_the_wire_are_marked_and_others_filters_still_run(
     wire: Wire, exit_stack: contextlib.ExitStack
 ) -> None:
@@ -218,6 +219,7 @@ def _is_loaded(program_id: int) -> bool:
     return found.returncode == 0
 
 
+@pytest.mark.vm
 @pytest.mark.usefixtures("wire")
 def test_detach_leaves_everything_as_it_was() -> None:
     run("tc", "qdisc", "add", "dev", "trunk1", "clsact")
@@ -286,6 +288,7 @@ def test_device_that_came_back_is_drift() -> None:
     _apply(desired)
 
 
+@pytest.mark.vm
 @pytest.mark.kernel_feature("8021q")
 def test_program_on_a_vlan_device(wire: Wire) -> None:
     run("ip", "link", "add", "link", "trunk0", "name", "v100", "type", "vlan", "id", "100")

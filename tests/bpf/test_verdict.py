@@ -136,6 +136,7 @@ SOURCES = [
 ]
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize(
     ("source4", "source6", "expected"), [pytest.param(*row[1:], id=row[0]) for row in SOURCES]
 )
@@ -161,6 +162,7 @@ PATHS = [
 ]
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize(
     ("network", "sources", "verdicts"),
     [pytest.param(row[1], row[2:4], row[4:6], id=row[0]) for row in PATHS],

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from datapath.kernel.bpf import Capacities, abi, objects
 from datapath.kernel.bpf.compiler import compile_and_load
-from datapath.kernel.bpf.source import Source
+from datapath.kernel.bpf.libbpf import program_info
+from datapath.kernel.bpf.source import render
 from tests.kernel_features import PROBES, kernel_has
 from tests.sources import REPOSITORY
 
@@ -32,14 +33,18 @@ def test_the_kernel_has(feature: str) -> None:
 
 
 @pytest.mark.bpf
-def test_a_bpf_program_compiles_and_loads() -> None:
-    text = "int answer(struct __sk_buff *skb) { return 42; }"
-    programs, maps = compile_and_load(
-        Source(text, sha256(text.encode()).digest()), functions=["answer"], maps=[]
-    )
-    assert (len(programs), len(maps)) == (1, 0)
-    for program in programs:
-        program.close()
+def test_the_program_compiles_here_to_what_was_compiled_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other tests load programs that the host compiled (tools/vm/objects.py): the same instructions."""
+    text = render(0x0FFF0000, Capacities(16, 16))
+    tags = []
+    for folder in (os.environ[objects.ENVIRONMENT], ""):
+        monkeypatch.setenv(objects.ENVIRONMENT, folder)
+        programs, maps = compile_and_load(text, functions=[abi.PROGRAM_NAME], maps=abi.MAP_NAMES)
+        # The kernel's own digest of the instructions, with references to maps left out.
+        tags.append(program_info(programs[0]).tag)
+        for fd in (*programs, *maps):
+            fd.close()
+    assert tags[0] == tags[1]
 
 
 def test_the_repository_is_a_copy_on_write_snapshot() -> None:

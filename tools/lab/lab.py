@@ -46,8 +46,10 @@ class Lab:
         networks: what clients come from; default one, VLAN 100.
         dnat: whose rules do the DNAT.
         vlan: ``veth`` (a veth pair whose node end has the VLAN device's name; needs no 802.1Q in the kernel)
-            or ``8021q`` (a VLAN device on eth0, whose other end is tagged at the gateway's port).
+            or ``8021q`` (eth0 is a trunk, whose tagged frames end at the gateway's port; the policy asks for the VLAN
+            device, so it comes with the policy: call `announce` then).
         vlan_address: give the node's VLAN devices an address (host part 9); the usual MetalLB set-up has none.
+            Only with ``veth``: elsewhere there is no device yet.
         rp_filter: the node's initial values.
 
     Attributes:
@@ -226,9 +228,13 @@ class Lab:
             ]
         )
         if self._vlan == "veth":
-            self.node.ip([f"link add {network.device} type veth peer name node netns {router.name}"])
+            self.node.ip(
+                [
+                    f"link add {network.device} type veth peer name node netns {router.name}",
+                    f"link set {network.device} up",
+                ]
+            )
         else:
-            self.node.ip([f"link add link eth0 name {network.device} type vlan id {network.vlan_id}"])
             # A VLAN device may leave its trunk's namespace; the tag still ends at the gateway's port.
             self["gw"].ip(
                 [
@@ -236,18 +242,8 @@ class Lab:
                     f"link set vlan-node netns {router.name} name node",
                 ]
             )
-        self.node.ip([f"link set {network.device} up"])
-        if self._vlan_address:
-            net4, net6 = (
-                str(a).rsplit(s, 1)[0] for a, s in ((network.gateway.v4, "."), (network.gateway.v6, ":"))
-            )
-            # noprefixroute: the VIPs' subnet must not become reachable by the main table.
-            self.node.ip(
-                [
-                    f"addr add {net4}.9/24 dev {network.device} noprefixroute",
-                    f"addr add {net6}:9/64 dev {network.device} noprefixroute",
-                ]
-            )
+        if self._vlan_address and self._vlan == "veth":
+            self.add_vlan_address(network)
         router.ip(
             [
                 "link set node master br-vlan",
@@ -300,8 +296,9 @@ class Lab:
         if self._reactor is None:
             raise RuntimeError("the lab is not built")
         held = [n.vips[Backend.HOST_VIP] for n in self.networks]
-        for network in self.networks:
-            self.announce(network)
+        if self._vlan == "veth":
+            for network in self.networks:
+                self.announce(network)
         # Whoever asks eth0's subnet for an overlapping client gets the gateway, which counts and drops.
         overlaps = [a for n in self.networks for a in n.client_overlap]
         self._reactor.announce(Announcer(self["gw"], "br-lan", overlaps))
@@ -322,6 +319,18 @@ class Lab:
             raise RuntimeError("the lab is not built")
         addresses = [a for p in network.vips.values() for a in p]
         self._reactor.announce(Announcer(self.node, network.device, addresses))
+
+    def add_vlan_address(self, network: Network) -> None:
+        """Give the node's VLAN device an address of each family, without routes to their subnets."""
+        net4, net6 = (
+            str(a).rsplit(s, 1)[0] for a, s in ((network.gateway.v4, "."), (network.gateway.v6, ":"))
+        )
+        self.node.ip(
+            [
+                f"addr add {net4}.9/24 dev {network.device} noprefixroute",
+                f"addr add {net6}:9/64 dev {network.device} noprefixroute",
+            ]
+        )
 
     # -- policy -----------------------------------------------------------------------------------
 

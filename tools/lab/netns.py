@@ -8,10 +8,12 @@ from any thread afterwards. So the whole lab is one process: nothing to start, w
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import itertools
 import os
 import re
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +24,7 @@ T = TypeVar("T")
 
 _RUN = Path("/var/run/netns")
 _CLONE_NEWNET = 0x40000000
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _NAME = re.compile(r"^dp(?P<pid>\d+)x\d+-")
 _sequence = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -94,7 +97,7 @@ class Namespace:
                 "net/ipv6/conf/default/accept_ra": 0,
             }
         )
-        self.ip(["link set lo up"])
+        self.call(_loopback_up)
 
     def argv(self, *argv: str) -> list[str]:
         """Return the argument list that runs a program in here; /sys stays the host's."""
@@ -106,7 +109,9 @@ class Namespace:
         Raises:
             LabError: it failed; with its stderr.
         """
-        return _checked(self.argv(*argv), stdin)
+        # A process belongs to its starting thread's namespace: `nsenter` would be a second program to load each time,
+        # which takes longer than most commands in an emulated machine.
+        return self.call(lambda: _checked([*argv], stdin))
 
     def ip(self, lines: Iterable[str]) -> None:
         """Run `ip` commands (without the word `ip`), in order; ``-6 `` in front as on the command line.
@@ -162,6 +167,11 @@ class Namespace:
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket that lives in this namespace, whoever uses it."""
         return self.call(lambda: socket.socket(family, kind, protocol))
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock.fileno(), _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
 
 
 def _checked(argv: list[str], stdin: str | None) -> str:

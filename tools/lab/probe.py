@@ -19,10 +19,11 @@ from tools.lab.cells import Cell, Proto, Way
 from tools.lab.lab import Lab
 from tools.lab.netns import enter
 from tools.lab.observe import Seen
+from tools.lab.patience import PATIENCE
 from tools.lab.topology import Backend, IpAddress
 
 _WORKERS = 48
-_RESEND = 0.3
+_RESEND = 0.3 * PATIENCE
 _echo_ids = itertools.count(os.getpid())
 _SERVERS = {
     Backend.LOCAL_POD: "pod_a",
@@ -71,7 +72,7 @@ def probe_all(lab: Lab, cells: Sequence[Cell], *, seconds: float = 1.0) -> list[
         lab: where.
         cells: what; two cells of one call must differ in client, target or protocol (two clients with one
             address, on two networks, are told apart).
-        seconds: how long one answer may take.
+        seconds: how long one answer may take on real hardware.
     """
     lab.by_gateway.reset()
     for counter in lab.by_vlan.values():
@@ -91,6 +92,7 @@ def ask(lab: Lab, cell: Cell, *, seconds: float = 1.0) -> Answer:
     if threading.current_thread() is threading.main_thread():
         raise RuntimeError("the main thread must not change its namespace")
     enter(lab[cell.client].name)
+    seconds *= PATIENCE
     try:
         if cell.proto is Proto.ICMP:
             echo(cell.target, seconds=seconds, ident=cell.source_port)

@@ -14,11 +14,12 @@ from typing import Self
 
 from tools.lab import topology as topo
 from tools.lab.lab import Lab
+from tools.lab.patience import PATIENCE
 from tools.lab.probe import echo_request
 from tools.lab.servers import pattern
 from tools.lab.topology import IpAddress
 
-_PATIENCE = 10.0
+_PATIENCE = 10.0 * PATIENCE
 
 
 def family(target: IpAddress) -> socket.AddressFamily:
