@@ -35,17 +35,13 @@ setup: .stamps/setup ## install what the project needs: Debian packages by name,
 	tools/setup/install.sh --venv vm vm
 	@mkdir -p $(@D) && touch $@
 
-.stamps/setup-deb: .stamps/setup
-	tools/setup/install.sh deb
-	@mkdir -p $(@D) && touch $@
-
 test: setup ## run the whole test suite, linters included (root: most tests use network namespaces)
 	$(PYTHON) -m pytest -q --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 test-vm: .stamps/setup-vm ## run the tests marked `vm` on Debian's 6.1 and 6.12 kernels, emulated
 	$(PYTHON) -m tools.vm $(VM_ARGS)
 
-test-deb: .stamps/setup-deb ## build the Debian package, and install, upgrade, remove and purge it in a chroot (root)
+test-deb: .stamps/setup-vm ## build the Debian package, and install, upgrade, remove and purge it in a chroot (root)
 	DATAPATH_TEST_DEB=1 $(PYTHON) -m pytest -q tests/packaging/deb $(PYTEST_ARGS)
 
 lint: setup ## run only the linters and the checks of layout, dependencies and documents

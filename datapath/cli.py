@@ -127,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_state(run)
 
+    restore = _verb(verbs, "restore", _restore, "at boot: put the last good policy in force again")
+    _add_state(restore)
+
     facts = _verb(verbs, "facts", _facts, "print what the compiler knows of this host, for `compile --facts`")
     _add_state(facts)
     return parser
@@ -321,6 +324,19 @@ def _teardown(arguments: argparse.Namespace) -> int:
         print(f"removed: {len(steps)} step(s), verified")
     else:
         print("nothing to do: nothing of ours is in this namespace")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from datapath.service.restore import restore  # noqa: PLC0415  (only the boot unit needs it)
+
+    applied = restore(arguments.state_dir)
+    if applied is not None:
+        _print_applied(applied, as_json=arguments.json)
+    elif arguments.json:
+        _print_json({"changed": False})
+    else:
+        print("nothing to restore")
     return 0
 
 

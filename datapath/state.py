@@ -56,7 +56,8 @@ class State:
     Attributes:
         ebpf_refused: why the policy in force runs without eBPF, empty where it does not.
         netns: inode of the network namespace that this state is about; 0 for a new directory.
-        generation: counts successful applies that changed something.
+        generation: counts successful applies that changed something; without a policy, it is the last one
+            that was good in an earlier boot.
         policy: text of the policy in force, empty where none is.
         policy_name: file name for messages about that text.
     """
@@ -219,9 +220,12 @@ def _decode(document: Any, path: Path) -> State:
                 hint="upgrade, or run `datapath teardown` with that version",
             )
         if document["boot"] != boot_id():
-            # Nothing of that boot exists any more, but the operator's ids should not move.
+            # Nothing of that boot exists any more, but the operator's ids should not move, and history goes on.
+            pending = document["pending"]
             return State(
-                ids=tuple(IdFacts(**ids) for ids in document["ids"]), fwmark_mask=document["fwmark_mask"]
+                ids=tuple(IdFacts(**ids) for ids in document["ids"]),
+                fwmark_mask=document["fwmark_mask"],
+                generation=document["generation"] if pending is None else pending["previous"],
             )
         netns = current_netns()
         if document["netns"] != netns:
