@@ -23,10 +23,11 @@ from datapath.kernel.counters import read_counters
 from datapath.observe.reference import Arrival, Judgement, judge
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import Plan
-from datapath.policy import LoadedPolicy
+from datapath.policy import LoadedPolicy, parse_policy
 from datapath.state import StateDirectory
 from tests.netns.differential.fib import NodeFib, read_node_fib
 from tests.netns.differential.ground import PREROUTING, Ground, Nft, ground, until
+from tests.netns.differential.oddities import FROM_ELSEWHERE, ODDITIES
 from tests.netns.differential.policies import DEVICES, LINES, VARIANTS, random_policy
 from tests.netns.differential.traffic import Sent, Traffic
 
@@ -39,6 +40,16 @@ PACKETS_PER_POLICY: Final = 200
 #: Malformed packets do not get as far as nftables. `feasible` is chosen only where the network's table has a default
 #: route for every family of VIPs (else it means `strict`), so that no source is unreachable.
 _NEVER: Final = frozenset({Verdict.MALFORMED, Verdict.VIP_UNREACHABLE})
+
+ONLY_STRICT: Final = """\
+version: 1
+backend: {backend}
+networks:
+  - name: strict
+    interface: net0
+    vips: [198.51.100.0/24, "2001:db8:2::/64"]
+    gateway: [198.51.100.1, "2001:db8:2::1"]
+"""
 
 Counted = dict[tuple[str, Verdict], int]
 
@@ -171,3 +182,43 @@ def test_the_node_does_what_the_model_says(field: Ground, tmp_path: Path, backen
     # A generator that never gets to a verdict would make this test an empty one.
     least = min(verdicts[verdict] for verdict in Verdict if verdict not in _NEVER)
     assert least >= (10 if PACKETS >= 5000 else 0), verdicts
+
+
+@pytest.mark.parametrize("backend", ["ebpf", "nft"])
+def test_where_the_backends_differ(field: Ground, tmp_path: Path, backend: str) -> None:
+    controller = Controller(StateDirectory(tmp_path))
+    policy = parse_policy(ONLY_STRICT.format(backend=backend).encode(), "policy.yaml")
+    plan = controller.apply(policy).plan
+    trial = Trial(field, Nft(), policy, plan, read_node_fib())
+    try:
+        for oddity in ODDITIES:
+            wanted = Counter(oddity.ebpf if backend == "ebpf" else (oddity.nft,))
+            judged = [
+                judge(plan.ingress, Arrival(oddity.sent.device, frame), trial.fib).verdict
+                for frame in oddity.sent.frames
+            ]
+            assert judged == list(oddity.ebpf), oddity.name
+            counted = trial.send([oddity.sent], wanted.total())
+            assert {verdict: count for (_, verdict), count in counted.items()} == wanted, oddity.name
+    finally:
+        controller.teardown()
+
+
+@pytest.mark.parametrize(("backend", "verdict"), [("ebpf", Verdict.PASS), ("nft", Verdict.RPF_STRICT)])
+def test_a_device_that_does_not_forward(
+    field: Ground, tmp_path: Path, backend: str, verdict: Verdict
+) -> None:
+    """bpf_fib_lookup does not look there; the model calls it `UNKNOWN`."""
+    controller = Controller(StateDirectory(tmp_path))
+    policy = parse_policy(ONLY_STRICT.format(backend=backend).encode(), "policy.yaml")
+    plan = controller.apply(policy).plan
+    trial = Trial(field, Nft(), policy, plan, read_node_fib())
+    switches = {4: "net/ipv4/conf/net0/forwarding", 6: "net/ipv6/conf/net0/forwarding"}
+    try:
+        for packet in FROM_ELSEWHERE:
+            assert trial.send([packet], 1) == {("strict", Verdict.RPF_STRICT): 1}
+            field.node.sysctl({switches[packet.number.version]: 0})
+            assert trial.send([packet], 1) == {("strict", verdict): 1}
+    finally:
+        field.node.sysctl(dict.fromkeys(switches.values(), 1))
+        controller.teardown()
