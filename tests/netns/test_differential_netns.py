@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
 
 PACKETS: Final = int(os.environ.get("DATAPATH_NETNS_PACKETS", "5000"))
 SEED: Final = int(os.environ.get("DATAPATH_NETNS_SEED", str(random.SystemRandom().getrandbits(32))))
-PACKETS_PER_POLICY: Final = 200
+PACKETS_PER_POLICY: Final = 250
 
 #: Malformed packets do not get as far as nftables. `feasible` is chosen only where the network's table has a default
 #: route for every family of VIPs (else it means `strict`), so that no source is unreachable.
