@@ -317,6 +317,7 @@ def _refusals(operation: str, what: str) -> Iterator[None]:
     except NetlinkError as error:
         hints: Mapping[int, str] = {
             1: "datapath needs CAP_NET_ADMIN: run it as root",
+            17: "somebody else has the same one: `ip route show table all` and `ip rule` tell who (proto)",
             95: "this kernel lacks the feature (is the 8021q module there?)",
             100: "the device is down: set it up, or let `vlan:` make it",
             101: "the gateway is not reachable on this device: is it up?",

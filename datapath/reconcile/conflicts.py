@@ -19,6 +19,7 @@ def find_conflicts(actual: Actual, desired: Plan) -> tuple[str, ...]:
     """One sentence per conflict, naming the other owner; empty where the plan may be applied."""
     return (
         *_rule_conflicts(actual, desired),
+        *_overlaps(actual, desired),
         *_mark_conflicts(actual, desired),
         *_table_conflicts(actual, desired),
         *_link_conflicts(actual, desired),
@@ -40,6 +41,29 @@ def _rule_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
                     f"`{rule.text}` lies inside our block of ip rules ({first}..{last}), which jumps over it:"
                     " set rules.priority elsewhere"
                 )
+
+
+def _overlaps(actual: Actual, desired: Plan) -> Iterator[str]:
+    """A tree that moves by less than its length: its jumps would land among the rules that it replaces."""
+    old, new = _trees(actual.rules), _trees(desired.rules)
+    for family, first, last in sorted(old - new):
+        for other, start, end in sorted(new - old):
+            if other == family and start <= last and first <= end and start != first:
+                yield (
+                    f"rules.priority moves our ip rules onto themselves (IPv{family}: {first}..{last} to {start}..{end}):"
+                    f" move them by {last - first + 1} or more, or tear down first"
+                )
+
+
+def _trees(rules: Iterable[FibRule]) -> frozenset[tuple[int, int, int]]:
+    """Family, first and last priority of each tree: from its guard to the nop that ends it."""
+    rules = tuple(rules)
+    ends = {(rule.family, rule.priority) for rule in rules if rule.action is RuleAction.NOP}
+    return frozenset(
+        (int(rule.family), rule.priority, rule.target)
+        for rule in rules
+        if rule.action is RuleAction.GOTO and rule.fwmask and (rule.family, rule.target) in ends
+    )
 
 
 def _mark_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from datapath.compiler import compile_policy
@@ -15,8 +15,10 @@ from datapath.facts import Facts
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import Family, RuleAction
 from datapath.policy import RULE_BLOCK_SIZE, Policy, Rules, capacity, deposit
-from datapath.reconcile.actual import Actual, Record
+from datapath.reconcile.actual import Actual, ActualLink, Record
+from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import reconcile
+from datapath.reconcile.present import needed_devices
 from datapath.reconcile.steps import AddRule, DeleteRule
 from tests.unit.compiler.walk import RuleList, facts_after, policy, tables_of
 
@@ -144,21 +146,35 @@ def test_same_mask_change_is_hitless(data: st.DataObject, mask: int) -> None:
 
 
 @fast
-@given(st.data(), MASKS, st.integers(-60, 60))
+@given(st.data(), MASKS, st.one_of(st.integers(-60, 60), st.integers(-9000, 9000)))
 def test_change_of_priority_is_hitless(data: st.DataObject, mask: int, shift: int) -> None:
-    """Also where the new block overlaps the old one: jumps of one land among the rules of the other."""
+    """Where the new tree overlaps the old one, the change is refused: jumps of one would land among the other."""
     subject = pinned(mask, data.draw(index_sets(mask)))
     old = compile_policy(subject, Facts())
     moved = pinned(mask, data.draw(index_sets(mask))).model_copy(
         update={"rules": Rules(priority=BASE + shift)}
     )
     new = compile_policy(moved, facts_after(old))
+    links = {name: ActualLink(name, up=True) for name in needed_devices(new)}
+    refused = find_conflicts(Actual(rules=frozenset(old.rules), links=links), new)
+    assert all("onto themselves" in text for text in refused)
+    assume(not refused)
     before, after = tables_of(old), tables_of(new)
     both = {mark: table for mark, table in after.items() if before.get(mark) == table}
     for _, _, rules in each_moment(old, new):
         for mark, table in both.items():
             assert rules.look_up(mark)[0] == table
         assert rules.look_up(0)[0] == 0
+
+
+def test_a_move_onto_itself_is_refused_and_a_long_one_is_not() -> None:
+    old = compile_policy(pinned(0xFFF0000, [1, 256]), Facts())
+    for shift, is_refused in ((0, False), (1, True), (-1, True), (4000, False)):
+        moved = pinned(0xFFF0000, [1, 256]).model_copy(update={"rules": Rules(priority=BASE + shift)})
+        new = compile_policy(moved, facts_after(old))
+        links = {name: ActualLink(name, up=True) for name in needed_devices(new)}
+        conflicts = find_conflicts(Actual(rules=frozenset(old.rules), links=links), new)
+        assert bool(conflicts) is is_refused, (shift, conflicts)
 
 
 @fast
