@@ -50,7 +50,7 @@ def _overlaps(actual: Actual, desired: Plan) -> Iterator[str]:
         for other, start, end in sorted(new - old):
             if other == family and start <= last and first <= end and start != first:
                 yield (
-                    f"rules.priority moves our ip rules onto themselves (IPv{family}: {first}..{last} to {start}..{end}):"
+                    f"rules.priority moves our IPv{family} rules onto themselves ({first}..{last} to {start}..{end}):"
                     f" move them by {last - first + 1} or more, or tear down first"
                 )
 
