@@ -18,10 +18,10 @@ MUTATE_ARGS ?=
 # Further options for the VM lane: make test-vm VM_ARGS='--kernel 6.1'
 VM_ARGS ?=
 
-.PHONY: help setup test test-vm test-deb lint fuzz mutate demo docs deb clean FORCE
+.PHONY: help setup test test-vm test-deb test-systemd lint fuzz mutate demo docs deb clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .stamps/setup ## install what the project needs: Debian packages by name, then .venv
 
@@ -43,6 +43,9 @@ test-vm: .stamps/setup-vm ## run the tests marked `vm` on Debian's 6.1 and 6.12 
 
 test-deb: .stamps/setup-vm ## build the Debian package, and install, upgrade, remove and purge it in a chroot (root)
 	DATAPATH_TEST_DEB=1 $(PYTHON) -m pytest -q tests/packaging/deb $(PYTEST_ARGS)
+
+test-systemd: .stamps/setup-vm ## boot an emulated Debian with the package, and do to it what nodes suffer, under traffic (root)
+	$(PYTHON) -m tools.deb.vm
 
 lint: setup ## run only the linters and the checks of layout, dependencies and documents
 	$(PYTHON) -m pytest -q tests/test_linters.py tests/test_layout.py tests/test_dependencies.py tests/test_documents.py $(PYTEST_ARGS)
