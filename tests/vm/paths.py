@@ -74,14 +74,15 @@ class Path:
         )
 
     def mac(self) -> bytes:
-        """Of the node's device; the VIPs are known by it from now on (nobody announces them here)."""
+        """Of the node's device; the VIPs are known by it from now on."""
         mac = hardware_address(self.node, self.device)
-        for vip in self.vip:
-            # Nobody announces the VIPs here: what is tested is where the packets enter.
-            self.far.run(
-                "ip", "neigh", "replace", str(vip), "lladdr", mac.hex(":"), "dev", self.far_device,
-                "nud", "permanent",
-            )  # fmt: skip
+        # Nobody announces the VIPs here: what is tested is where the packets enter.
+        self.far.ip(
+            [
+                f"neigh replace {vip} lladdr {mac.hex(':')} dev {self.far_device} nud permanent"
+                for vip in self.vip
+            ]
+        )
         return mac
 
     def is_served(self, family: int, *, attempts: int = _ATTEMPTS) -> bool:

@@ -43,6 +43,8 @@ def strangers(ground: Ground) -> Iterator[Namespace]:
             far.ip([f"link set {device} up", f"addr add 10.7.{number}.2/24 dev {device}"])
         yield far
     finally:
+        # A namespace that is deleted takes its devices along some time later only.
+        node.ip([f"link del stranger{number}" for number in STRANGERS])
         remove(far.name)
         node.ip(["route del unreachable 100.64.0.0/10"])
 
@@ -101,6 +103,8 @@ def test_clients_are_served_and_strangers_judged_as_before(
         ground.apply()
         assert settings(node) == values
         assert passing(node, strangers) == before
-    finally:
+    except BaseException:
         ground.apply()
+        raise
+    finally:
         node.sysctl({"net/ipv4/conf/all/rp_filter": 0})

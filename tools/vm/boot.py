@@ -80,7 +80,7 @@ def run_tests(
             (shared / "console.log").open("wb") as console,
             output.open(encoding="utf-8", errors="replace") as log,
         ):
-            problem = _boot(command, console.fileno(), log, started + timeout_s)
+            problem = _boot(command, _launcher(shared), console.fileno(), log, started + timeout_s)
         outcome = _read_outcome(image, shared, problem, time.monotonic() - started)
         for name in ("pytest.log", "console.log", "junit.xml"):
             source = shared / name
@@ -112,10 +112,21 @@ def _vng_command(
     ]
 
 
-def _boot(command: list[str], console: int, log: TextIO, deadline: float) -> str:
+def _launcher(shared: Path) -> str:
+    """A search path on which vng finds our `virtme-run` first."""
+    folder = shared / "bin"
+    folder.mkdir()
+    script = folder / "virtme-run"
+    script.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tools.vm.virtme "$@"\n', encoding="utf-8"
+    )
+    script.chmod(0o755)
+    return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def _boot(command: list[str], search_path: str, console: int, log: TextIO, deadline: float) -> str:
     """Run the machine until it is off, copying its log; return what went wrong with the machine itself."""
-    # vng starts its own helper by name.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": search_path}
     with subprocess.Popen(
         command,
         cwd=REPOSITORY,
