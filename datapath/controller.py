@@ -60,12 +60,14 @@ class Drift:
     Attributes:
         steps: what an apply would do; empty where nothing drifted.
         actual: as observed.
+        waiting: devices that are missing or down; what hangs on them is not among the steps.
     """
 
     plan: Plan
     steps: tuple[Step, ...]
     actual: Actual
     state: State
+    waiting: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +278,8 @@ class Controller:
         loaded = parse_policy(state.policy.encode(), state.policy_name)
         plan = compile_located(loaded, facts_in_force(state))
         actual = observe(plan, state)
-        steps = reconcile(actual, plan, state.record).steps
-        return Drift(plan, steps, actual, state)
+        changes = reconcile(actual, plan, state.record)
+        return Drift(plan, changes.steps, actual, state, changes.waiting)
 
     def _previous_plan(self, state: State) -> Plan:
         """What to go back to: the policy in force, or nothing."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,14 +98,18 @@ class Status:
         ]
         lines += self.notes
         if self.drift:
-            lines.append(f"drift: {len(self.drift)} difference(s); `datapath apply` would:")
+            lines.append(
+                f"drift: {len(self.drift)} difference(s) from the policy; `datapath apply` puts right:"
+            )
             lines += [f"  - {text}" for text in self.drift]
         else:
             lines.append("no drift: the kernel is as the policy says")
         return "\n".join(lines)
 
 
-def make_status(plan: Plan, state: State, steps: Sequence[Step], counters: NetworkCounters) -> Status:
+def make_status(
+    plan: Plan, state: State, steps: Sequence[Step], waiting: Iterable[str], counters: NetworkCounters
+) -> Status:
     """From the comparison with the kernel and what was counted."""
     policy = parse_policy(state.policy.encode(), state.policy_name).policy
     ids = {item.name: item for item in plan.ids}
@@ -129,9 +133,18 @@ def make_status(plan: Plan, state: State, steps: Sequence[Step], counters: Netwo
         str(plan.backend),
         plan.backend_reason,
         tuple(networks),
-        tuple(step.describe() for step in steps),
-        tuple(note.render() for note in plan.notes),
+        (
+            *(f"device {name} is missing or down: bring it back" for name in sorted(waiting)),
+            *(step.describe() for step in steps),
+        ),
+        (*(note.render() for note in plan.notes), *_probation(state)),
     )
+
+
+def _probation(state: State) -> Iterator[str]:
+    if state.pending is not None:
+        back = f"generation {state.pending.previous}" if state.pending.previous else "no policy"
+        yield f"warning: goes back to {back} by itself unless `datapath confirm` comes"
 
 
 def _dropped(counters: Mapping[Verdict, Counter] | None) -> str:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Status tells what is not as the policy says, also what no apply can put right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.nodes import Node, node
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+POLICY = """\
+version: 1
+backend: nft
+networks:
+  - {name: public, interface: eth1, vips: [198.51.100.0/24], gateway: 198.51.100.1}
+"""
+
+
+@pytest.fixture
+def bare() -> Iterator[Node]:
+    with node(4) as built:
+        yield built
+
+
+def test_a_device_that_is_down_is_drift(bare: Node, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    assert bare.datapath(tmp_path / "state", "apply", str(policy)).returncode == 0
+    bare.namespace.ip(["link set eth1 down"])
+    status = bare.datapath(tmp_path / "state", "status")
+    assert status.returncode == 3, status.stdout
+    assert "device eth1 is missing or down" in status.stdout
+    bare.namespace.ip(["link set eth1 up"])
+    assert bare.datapath(tmp_path / "state", "apply", str(policy)).returncode == 0
+    assert bare.datapath(tmp_path / "state", "status").returncode == 0
+
+
+def test_a_change_on_probation_says_so(bare: Node, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    state = tmp_path / "state"
+    assert bare.datapath(state, "apply", str(policy), "--confirm", "600").returncode == 0
+    assert "goes back to no policy by itself" in bare.datapath(state, "status").stdout
+    assert bare.datapath(state, "confirm").returncode == 0
+    assert "by itself" not in bare.datapath(state, "status").stdout
+    late = bare.datapath(state, "confirm")
+    assert late.returncode == 1
+    assert "nothing waits" in late.stderr
+
+
+def test_an_unconfirmed_change_undoes_itself(bare: Node, tmp_path: Path) -> None:
+    """The process that applied is gone by then; its guardian is not."""
+    policy = tmp_path / "policy.yaml"
+    state = tmp_path / "state"
+    policy.write_text(POLICY)
+    assert bare.datapath(state, "apply", str(policy)).returncode == 0
+    before = bare.run("ip", "route", "show", "table", "700001")
+    policy.write_text(POLICY.replace("198.51.100.1}", "198.51.100.9}"))
+    assert bare.datapath(state, "apply", str(policy), "--confirm", "2").returncode == 0
+    assert "198.51.100.9" in bare.run("ip", "route", "show", "table", "700001")
+    for _ in range(60):
+        history = bare.datapath(state, "history").stdout
+        if "generation 3" in history:
+            break
+        time.sleep(0.5)
+    assert bare.run("ip", "route", "show", "table", "700001") == before
+    assert bare.datapath(state, "status").returncode == 0
