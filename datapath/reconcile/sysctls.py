@@ -59,15 +59,18 @@ def diff_sysctls(
         record: what we changed before.
     """
     saved = _refreshed(record.sysctls, actual)
+    exempt = frozenset(exempt)
     wanted = {setting.key: setting.value for setting in settings}
-    wanted |= dict(_exempt_values(actual, frozenset(exempt), saved))
+    wanted |= dict(_exempt_values(actual, exempt, saved))
     loosen = [
         SetSysctl(key, value, actual[key])
         for key, value in sorted(wanted.items(), key=_loosening_order)
         if key in actual and actual[key] != value
     ]
+    # A device that is exempt must be known as such when it no longer is, even if its own value was 0 before.
+    exempt_keys = {rp_filter_key(device) for device in exempt}
     for key, value in wanted.items():
-        if key in actual and (key in saved or actual[key] != value):
+        if key in actual and (key in saved or actual[key] != value or key in exempt_keys):
             original = saved[key].original if key in saved else actual[key]
             saved[key] = Saved(original, value)
     released = frozenset(key for key in saved if key not in wanted)
@@ -126,7 +129,8 @@ def _exempt_values(
             # It was exempt until now: back to what the kernel would check without us.
             original_all = int(saved[ALL].original) if ALL in saved else everywhere
             yield key, str(max(original_all, int(saved[key].original), everywhere))
-        elif key in saved or int(value) < everywhere:
+        elif (key in saved and value != "0") or int(value) < everywhere:
+            # A 0 that is not ours was set by somebody since: theirs to keep.
             yield key, str(max(everywhere, int(value)))
     for device in exempt:
         yield rp_filter_key(device), "0"
