@@ -31,7 +31,7 @@ REPOSITORY: Final = Path(__file__).parent.parent.parent
 _MEMORY: Final = "3G"
 _POLL_S: Final = 0.2
 #: Kept back of the time limit for power on, imports and the report.
-_BOOT_S: Final = 90.0
+_BOOT_S: Final = 50.0
 
 
 @dataclass(frozen=True, slots=True)
