@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.sources import REPOSITORY
+from tools.deb.control import DEPENDS
 
 UNITS = REPOSITORY / "packaging/systemd"
 NAMES = ("datapath.service", "datapath-restore.service")
@@ -85,6 +86,15 @@ def test_order_at_boot() -> None:
     # Debian's unit flushes all of nftables when it starts.
     assert "nftables.service" in restore["After"]
     assert "systemd-sysctl.service" in restore["After"]
+
+
+def test_the_package_depends_on_what_a_node_needs() -> None:
+    """ExecReload is /bin/kill of procps, which a minimal Debian lacks; lane `run` has all such things."""
+    lines = (REPOSITORY / "tools/setup/packages.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(maxsplit=2) for line in lines if line and not line.startswith("#")]
+    needed = {row[0] for row in rows if row[1] == "run"} - {"python3-venv"}
+    assert "procps" in needed
+    assert needed <= {dependency.split()[0] for dependency in DEPENDS}
 
 
 def test_maintainer_scripts_are_shell() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-#: What a node must have: lane `run` of tools/setup/packages.txt, without python3-venv and procps, which only a
+#: What a node must have: lane `run` of tools/setup/packages.txt, without python3-venv, which only a
 #: checkout needs.
 DEPENDS: Final = (
     # pydantic-core is compiled for exactly this Python.
@@ -22,6 +22,8 @@ DEPENDS: Final = (
     "libc6 (>= 2.28)",
     "iproute2",
     "kmod",
+    # ExecReload: /bin/kill
+    "procps",
     "init-system-helpers (>= 1.54~)",
 )
 CONFFILES: Final = ("/etc/default/datapath", "/etc/sysctl.d/60-datapath.conf")

@@ -84,13 +84,22 @@ def losses(action: Callable[[], object]) -> dict[str, int]:
 def under_traffic(check: str, action: Callable[[], object], allowed: int = 0) -> None:
     """Report what an action costs in packets of 50 ms; up to `allowed` of each family are good."""
     before = main_pid()
-    lost = losses(action)
+    refused: list[str] = []
+
+    def attempt() -> None:
+        try:
+            action()
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    lost = losses(attempt)
     time.sleep(1)
     healthy = "no drift" in sh("datapath", "status", check=False)
     report(
         check,
-        good=max(lost.values()) <= allowed and healthy,
+        good=max(lost.values()) <= allowed and healthy and not refused,
         lost=lost,
+        refused=refused,
         sent_each=_PACKETS,
         interval_ms=_INTERVAL_MS,
         no_drift_afterwards=healthy,

@@ -30,7 +30,7 @@ _PACKAGES: Final = (
     "iputils-ping",
 )
 _BUILD_TIMEOUT_S: Final = 900
-_RUN_TIMEOUT_S: Final = 900
+_RUN_TIMEOUT_S: Final = 1800
 _STAGES: Final = 2
 _STAGE_BYTES: Final = 65536
 
