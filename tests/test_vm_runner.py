@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -77,11 +79,20 @@ def test_output_is_shown_and_a_machine_that_hangs_is_ended(
     log.touch()
     with (tmp_path / "console").open("wb") as console, log.open() as stream:
         deadline = time.monotonic() + 3
-        problem = boot._boot([sys.executable, "-c", machine], console.fileno(), stream, deadline)
+        command = [sys.executable, "-c", machine]
+        problem = boot._boot(command, os.environ["PATH"], console.fileno(), stream, deadline)
     assert "not finished in time" in problem
     assert "a test ran" in capsys.readouterr().out
     with pytest.raises(ProcessLookupError):
         os.kill(int(identity.read_text()), 0)
+
+
+def test_vng_finds_our_virtme_run_first(tmp_path: Path) -> None:
+    found = shutil.which("virtme-run", path=boot._launcher(tmp_path))
+    assert found == str(tmp_path / "bin" / "virtme-run")
+    shown = subprocess.run([found, "--help"], cwd=boot.REPOSITORY, capture_output=True, text=True, check=True)
+    assert "usage: virtme" in shown.stdout
+    assert "not cached" not in shown.stderr
 
 
 def test_the_machine_reads_only_files_with_marked_tests() -> None:
