@@ -33,7 +33,7 @@ def start_guardian(directory: StateDirectory, pending: Pending) -> None:
     Raises:
         DatapathError: nobody can be found to hold the clock; nothing was changed.
     """
-    command = [sys.executable, "-m", "datapath", "rollback"]
+    command = [sys.executable, "-P", "-m", "datapath", "rollback"]
     command += ["--unconfirmed", pending.token, "--state-dir", str(directory.path.absolute())]
     if _is_systemds_namespace():
         seconds = max(1, round(pending.deadline_s - boot_clock_s()))

@@ -16,6 +16,7 @@ from typing import Any
 
 import nftables
 
+from datapath.log import get_logger
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
 from datapath.reconcile.actual import ForeignMark
 
@@ -89,8 +90,12 @@ def _iptables_marks() -> Iterator[ForeignMark]:
             continue
         try:
             done = subprocess.run([program], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):
+        except (OSError, subprocess.TimeoutExpired) as error:
+            get_logger().warning("marks_not_read", program=program, reason=str(error))
             continue
+        if done.returncode != 0:
+            # Not the same as "no rules": a collision there would go unseen.
+            get_logger().warning("marks_not_read", program=program, reason=done.stderr.strip())
         yield from parse_iptables_save(program.removesuffix("-save"), done.stdout)
 
 

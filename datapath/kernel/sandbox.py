@@ -23,7 +23,7 @@ def check_nft(text: str) -> None:
     command = ["unshare", "--net"]
     if os.geteuid() != 0:
         command.append("--map-root-user")
-    command += [sys.executable, "-m", "datapath.kernel.sandbox"]
+    command += [sys.executable, "-P", "-m", "datapath.kernel.sandbox"]
     try:
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
