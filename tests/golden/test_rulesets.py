@@ -8,9 +8,11 @@ then `git diff rulesets`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from datapath import cli
 from datapath.kernel.sandbox import check_nft
@@ -21,6 +23,14 @@ CASES = sorted(path.name for path in RULESETS.iterdir() if path.is_dir())
 #: Name of the expected file, and the format that `datapath compile` prints it in.
 OUTPUTS = {"expected.nft": "nft", "expected.plan": "plan"}
 NO_TABLE = "# no nftables table is needed\n"
+
+
+@pytest.fixture(autouse=True)
+def log_settings() -> Iterator[None]:
+    """The command line sends logs to this test's standard error, which is closed when the next test logs."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 def arguments(case: str, output: str) -> list[str]:
