@@ -215,6 +215,8 @@ def load_ingress(desired: IngressProgram, verified: LoadedIngress | None = None)
     tables = resolve(desired, tc.ifindexes())
     if verified is not None:
         if verified.read_meta().digest == source.desired_digest(desired.fwmark_mask, tables.need):
+            # Emptied first: entries of the check and the real ones together may not fit.
+            verified.write_tables(IngressTables())
             verified.write_tables(tables)
             return verified
         verified.close()
