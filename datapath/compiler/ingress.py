@@ -84,13 +84,25 @@ def _own_sources(network: NetworkContext) -> Iterator[SourceRule]:
     element: tuple[tuple[str, SourceAction, Iterable[IpNetwork]], ...] = (
         ("reverse_path.deny", SourceAction.DENY, reverse_path.deny),
         ("reverse_path.allow", SourceAction.ALLOW, reverse_path.allow),
-        ("on_link", SourceAction.ALLOW, network.network.effective_on_link),
+        ("on_link", SourceAction.ALLOW, _on_link(network)),
     )
     for name, action, prefixes in element:
         for prefix in prefixes:
             named.setdefault(prefix, SourceRule(prefix, action, f"{network.origin}.{name}"))
     for prefix in sorted(named, key=_prefix_key):
         yield named[prefix]
+
+
+def _on_link(network: NetworkContext) -> Iterator[IpNetwork]:
+    """Where clients may be neighbours: the on-link prefixes, or the VIPs' own prefixes in a family that has none.
+
+    Without a gateway the VIPs' prefix is on the link; with a link-local one nothing tells where the link's prefix ends.
+    """
+    known = network.network.effective_on_link
+    yield from known
+    for vip in network.network.vips:
+        if vip.prefix and not vip.is_single and all(prefix.version != vip.version for prefix in known):
+            yield vip.prefix
 
 
 def _feasible(network: NetworkContext) -> Iterator[IpNetwork]:
