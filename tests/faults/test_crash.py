@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.zygote import Zygote
+from tests.netns.nodes import inside, quick_dump
 from tools.lab import Lab, network, probe_all, vlan_cells
 from tools.lab.cells import Cell, Proto
 from tools.lab.dump import difference, dump_namespace
@@ -61,6 +62,14 @@ def still_served(lab: Lab) -> list[str]:
     return [str(result) for result in probe_all(lab, served_by_both(lab)) if not result.ok]
 
 
+def look(lab: Lab) -> dict[str, str]:
+    """The node as far as we may have changed it, without a process for each part."""
+    with inside(lab.node.name):
+        sections = quick_dump([network.device for network in lab.networks])
+    # A program that was loaded again has another id; the full dump at the end compares filters without it.
+    return {name: text for name, text in sections.items() if name != "filters"}
+
+
 def test_killed_at_every_point(lab: Lab, zygote: Zygote, policies: tuple[Path, Path], tmp_path: Path) -> None:
     old, new = policies
     state = tmp_path / "state"
@@ -92,7 +101,7 @@ def test_teardown_killed_at_every_point(
     lab: Lab, zygote: Zygote, policies: tuple[Path, Path], tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
-    before = dump_namespace(lab.node)
+    before, quick = dump_namespace(lab.node), look(lab)
     assert not zygote.ask("apply", state, policy=str(policies[1]))["error"]
     whole = zygote.ask("teardown", state)
     assert len(whole["points"]) > 10
@@ -100,4 +109,5 @@ def test_teardown_killed_at_every_point(
         assert not zygote.ask("apply", state, policy=str(policies[1]))["error"]
         assert zygote.ask("teardown", state, kill_at=number) == {"killed": True}, name
         assert not zygote.ask("teardown", state)["error"], name
-        assert difference(before, dump_namespace(lab.node)) == "", name
+        assert difference(quick, look(lab)) == "", name
+    assert difference(before, dump_namespace(lab.node)) == ""

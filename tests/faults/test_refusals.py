@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.zygote import Zygote
-from tests.netns.nodes import Node, node
+from tests.netns.nodes import Node, inside, node, quick_dump
 from tools.lab.dump import difference, dump_namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
@@ -59,12 +59,20 @@ def write(folder: Path, name: str, text: str, backend: str) -> str:
     return str(path)
 
 
+def look(bare: Node) -> dict[str, str]:
+    """The node as far as we may have changed it, without a process for each part."""
+    with inside(bare.namespace.name):
+        sections = quick_dump(["eth1", "eth2"])
+    # A program that was loaded again has another id; the full dump at the end compares filters without it.
+    return {name: text for name, text in sections.items() if name != "filters"}
+
+
 @pytest.mark.parametrize("backend", ["ebpf", "nft"])
 def test_refused_at_every_point(bare: Node, zygote: Zygote, tmp_path: Path, backend: str) -> None:
     state = tmp_path / "state"
     old, new = write(tmp_path, "old", OLD, backend), write(tmp_path, "new", NEW, backend)
     assert not zygote.ask("apply", state, policy=old)["error"]
-    before = dump_namespace(bare.namespace)
+    before, quick = dump_namespace(bare.namespace), look(bare)
     whole = zygote.ask("apply", state, policy=new)
     assert not whole["error"]
     names = whole["points"]
@@ -84,6 +92,7 @@ def test_refused_at_every_point(bare: Node, zygote: Zygote, tmp_path: Path, back
         left = zygote.ask("apply", state, policy=old)
         assert not left["error"], f"refused: {name}: {left['error']}"
         assert not answer["error"] or not left["changed"], f"refused: {name}: the rollback left something"
-        assert difference(before, dump_namespace(bare.namespace)) == "", f"refused: {name}"
+        assert difference(quick, look(bare)) == "", f"refused: {name}"
+    assert difference(before, dump_namespace(bare.namespace)) == ""
     assert tried > len(names) // 2
     assert not zygote.ask("teardown", state)["error"]
