@@ -74,8 +74,8 @@ def inside(name: str) -> Iterator[None]:
 def quick_dump(devices: Sequence[str]) -> dict[str, str]:
     """What we may change in the current namespace, without starting a process for each part.
 
-    Sections: rules, routes, links, qdiscs and ingress filters as raw netlink attributes in the kernel's order
-    (routes sorted), the nft ruleset, and the per-device sysctls.
+    Sections: rules, routes, links, qdiscs and ingress filters as raw netlink attributes, rules and filters in the
+    kernel's order, the rest sorted; the nft ruleset, and the per-device sysctls.
     """
     import nftables  # noqa: PLC0415  (Debian's own module, which only tests on the kernel need)
 
@@ -92,8 +92,9 @@ def quick_dump(devices: Sequence[str]) -> dict[str, str]:
         sections = {
             "rules": [_plain(message) for message in ipr.get_rules()],
             "routes": sorted(_plain(message) for message in ipr.get_routes()),
-            "links": [f"{m['index']} {m.get('IFLA_IFNAME')} {m['flags']}" for m in ipr.get_links()],
-            "qdiscs": [f"{m['index']} {m['handle']:x} {m.get('TCA_KIND')}" for m in ipr.get_qdiscs()],
+            "links": sorted(f"{m['index']} {m.get('IFLA_IFNAME')} {m['flags']}" for m in ipr.get_links()),
+            # 6.1 lists a device elsewhere after its qdisc was made again: that is no difference.
+            "qdiscs": sorted(f"{m['index']} {m['handle']:x} {m.get('TCA_KIND')}" for m in ipr.get_qdiscs()),
             "filters": filters,
         }
     sections["sysctls"] = [
