@@ -82,33 +82,34 @@ def dry_run(loaded: LoadedPolicy, facts: Facts | None, directory: StateDirectory
     """
     if facts is None and os.geteuid() == 0:
         drift = Controller(directory).preview(loaded)
-        return Report(drift.plan, _checks(drift.plan, root=True), drift.steps)
+        # The preview has put the program through the verifier already, if it would have to be loaded.
+        checks = (_check_nft(drift.plan), _checked_ebpf(drift.plan), Check("live", "compared"))
+        return Report(drift.plan, checks, drift.steps)
     plan = compile_located(loaded, observe_links() if facts is None else facts)
-    return Report(plan, _checks(plan, root=os.geteuid() == 0), None)
+    why = "needs root" if facts is None else "the facts are those of another host"
+    checks = (_check_nft(plan), _check_ebpf(plan), Check("live", f"not compared: {why}"))
+    return Report(plan, checks, None)
 
 
-def _checks(plan: Plan, *, root: bool) -> tuple[Check, ...]:
-    return (
-        Check("nft", _check_nft(plan)),
-        Check("ebpf", _check_ebpf(plan, root=root)),
-        Check("live", "compared" if root else "not compared: needs root"),
-    )
-
-
-def _check_nft(plan: Plan) -> str:
+def _check_nft(plan: Plan) -> Check:
     if plan.table is None:
-        return "nothing to check: no table is needed"
+        return Check("nft", "nothing to check: no table is needed")
     sandbox.check_nft(render_table(plan.table))
-    return "ok: parsed by nft and taken by this kernel, in an empty namespace"
+    return Check("nft", "ok: parsed by nft and taken by this kernel, in an empty namespace")
 
 
-def _check_ebpf(plan: Plan, *, root: bool) -> str:
+def _check_ebpf(plan: Plan) -> Check:
+    if plan.attached.networks:
+        if os.geteuid() != 0:
+            return Check("ebpf", "not checked: loading an eBPF program needs root")
+        try:
+            verify(plan.attached)
+        except DatapathError as error:
+            raise DatapathError(f"eBPF: {error}", hint=error.hint) from error
+    return _checked_ebpf(plan)
+
+
+def _checked_ebpf(plan: Plan) -> Check:
     if not plan.attached.networks:
-        return "nothing to check: no program is needed"
-    if not root:
-        return "not checked: loading an eBPF program needs root"
-    try:
-        verify(plan.attached)
-    except DatapathError as error:
-        raise DatapathError(f"eBPF: {error}", hint=error.hint) from error
-    return "ok: compiled, and accepted by this kernel's verifier"
+        return Check("ebpf", "nothing to check: no program is needed")
+    return Check("ebpf", "ok: compiled, and accepted by this kernel's verifier")
