@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations that a change consists of. Each is one act of the kernel, with its inverse.
+"""The operations that a change consists of. Each is one act of the kernel.
 
+The way back is no list of inverses: it is the reconciliation from whatever was reached to the plan in force before.
 `kernel/executor.py` carries them out; everything here is only said.
 """
 
@@ -24,9 +25,6 @@ class SetSysctl:
     def describe(self) -> str:
         return f"set {self.key} from {self.old} to {self.new}"
 
-    def inverse(self) -> SetSysctl:
-        return SetSysctl(self.key, self.old, self.new)
-
 
 @dataclass(frozen=True, slots=True)
 class AddLink:
@@ -36,9 +34,6 @@ class AddLink:
 
     def describe(self) -> str:
         return f"add VLAN device {self.link.name} (VLAN {self.link.vlan_id} on {self.link.parent})"
-
-    def inverse(self) -> DeleteLink:
-        return DeleteLink(self.link)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +45,15 @@ class DeleteLink:
     def describe(self) -> str:
         return f"delete VLAN device {self.link.name}"
 
-    def inverse(self) -> AddLink:
-        return AddLink(self.link)
-
 
 @dataclass(frozen=True, slots=True)
 class SetLinkUp:
-    """Set a device of ours up; there is nothing to undo."""
+    """Set a device of ours up."""
 
     name: str
 
     def describe(self) -> str:
         return f"set {self.name} up"
-
-    def inverse(self) -> None:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +67,6 @@ class AddRoute:
         verb = "replace" if self.replaces else "add"
         return f"{verb} route: {self.route.render()}"
 
-    def inverse(self) -> AddRoute | DeleteRoute:
-        return AddRoute(self.replaces, self.route) if self.replaces else DeleteRoute(self.route)
-
 
 @dataclass(frozen=True, slots=True)
 class DeleteRoute:
@@ -90,9 +76,6 @@ class DeleteRoute:
 
     def describe(self) -> str:
         return f"delete route: {self.route.render()}"
-
-    def inverse(self) -> AddRoute:
-        return AddRoute(self.route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +87,6 @@ class AddRule:
     def describe(self) -> str:
         return f"add rule: {self.rule.render()}"
 
-    def inverse(self) -> DeleteRule:
-        return DeleteRule(self.rule)
-
 
 @dataclass(frozen=True, slots=True)
 class DeleteRule:
@@ -117,13 +97,10 @@ class DeleteRule:
     def describe(self) -> str:
         return f"delete rule: {self.rule.render()}"
 
-    def inverse(self) -> AddRule:
-        return AddRule(self.rule)
-
 
 @dataclass(frozen=True, slots=True)
 class NftTransaction:
-    """One nft file, all or nothing. Its inverse is the diff the other way, made when it is needed.
+    """One nft file, all or nothing.
 
     Attributes:
         follows: it builds on an earlier transaction of the same change, so it cannot be checked before that one.
@@ -135,9 +112,6 @@ class NftTransaction:
     def describe(self) -> str:
         commands = self.text.count("\n")
         return f"nft transaction of {commands} command{'s' if commands != 1 else ''}"
-
-    def inverse(self) -> None:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +129,6 @@ class SyncIngress:
         devices = ", ".join(self.program.attachments) or "no device"
         return f"eBPF program for {len(self.program.networks)} network(s) on {devices}"
 
-    def inverse(self) -> None:
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class ForgetConnections:
@@ -168,9 +139,6 @@ class ForgetConnections:
 
     def describe(self) -> str:
         return f"delete conntrack entries with mark {self.fwmark:#010x}/{self.fwmask:#010x}"
-
-    def inverse(self) -> None:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +152,6 @@ class TranslateConnections:
         return (
             f"carry connections of {change.name} from mark {change.old:#010x}/{change.old_mask:#010x}"
             f" to {change.new:#010x}/{change.new_mask:#010x}"
-        )
-
-    def inverse(self) -> TranslateConnections:
-        change = self.change
-        return TranslateConnections(
-            MarkChange(change.name, change.new, change.new_mask, change.old, change.old_mask)
         )
 
 
