@@ -8,32 +8,18 @@ with 100 networks that is a second for every look at the kernel, and a daemon lo
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from datapath.errors import KernelError
+from datapath.kernel.netlink import Netlink, attributes
 
-_HEADER: Final = struct.Struct("=IHHII")
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_ERROR, _DONE = 2, 3
-_REQUEST_DUMP: Final = 0x301
-_INTERRUPTED: Final = 0x10
-#: The largest process id takes 22 bits of the 32 of a port id.
-_PID_WIDTH: Final = 22
-_FIRST_PORT: Final = 512
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
-_SOL_NETLINK, _STRICT_CHECK = 270, 12
-_RECEIVE_BYTES: Final = 1 << 18
 #: Without statistics a device is a quarter of the size.
 _IFLA_EXT_MASK, _SKIP_STATS = 29, 1 << 3
 _RTA_TABLE: Final = 15
-#: Somebody changes routes all the time on a router: a dump that was interrupted is good enough then, because
-#: whatever concerns us comes as an event as well.
-_TRIES: Final = 3
-
 _Decode = Callable[[bytes], Any]
 _Schema = Mapping[int, tuple[str, _Decode]]
 
@@ -98,39 +84,19 @@ _RULE: Final[_Schema] = {
 }
 
 
-def bind_aside(sock: socket.socket) -> None:
-    """Bind to a port id that still tells our pid, but leave the pid itself to the sockets that change things.
-
-    The kernel gives a process's first socket the pid and every further one a random number: then nobody, and not
-    even we, could tell who made a change.
-    """
-    for number in range(_FIRST_PORT, _FIRST_PORT + 256):
-        try:
-            sock.bind((os.getpid() | number << _PID_WIDTH, 0))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-        else:
-            return
-
-
 class RtnlDump:
     """One rtnetlink socket for dumps."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        # The kernel filters dumps: a router's full table is not read for our few routes.
-        self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
-        bind_aside(self._socket)
-        self._sequence = 0
+        self._netlink = Netlink()
 
     def close(self) -> None:
-        self._socket.close()
+        self._netlink.close()
 
     def get_links(self) -> Iterator[dict[str, Any]]:
         """All devices: `index`, `flags` and the attributes of `_LINK`."""
         extended = struct.pack("=HHI", 8, _IFLA_EXT_MASK, _SKIP_STATS)
-        for body in self._dump("links", _GETLINK, bytes(16) + extended):
+        for body in self._netlink.dump("links", _GETLINK, bytes(16) + extended):
             _, _, index, flags = struct.unpack_from("=BxHiI", body)
             link = {"index": index, "flags": flags, **dict(_attributes(body, 16, _LINK))}
             info = link.get("IFLA_LINKINFO", {})
@@ -140,14 +106,14 @@ class RtnlDump:
 
     def get_addr(self) -> Iterator[dict[str, Any]]:
         """All addresses: `family`, `prefixlen`, `index` and the attributes of `_ADDRESS`."""
-        for body in self._dump("addresses", _GETADDR, bytes(8)):
+        for body in self._netlink.dump("addresses", _GETADDR, bytes(8)):
             family, length, index = struct.unpack_from("=BBxxI", body)
             fixed = {"family": family, "prefixlen": length, "index": index}
             yield {**fixed, **dict(_attributes(body, 8, _ADDRESS))}
 
     def get_rules(self, family: int) -> Iterator[dict[str, Any]]:
         """All rules of a family: `dst_len`, `src_len`, `table`, `action` and the attributes of `_RULE`."""
-        for body in self._dump("rules", _GETRULE, struct.pack("=B11x", family)):
+        for body in self._netlink.dump("rules", _GETRULE, struct.pack("=B11x", family)):
             _, to_length, from_length, _, table, action = struct.unpack_from("=BBBBBxxB", body)
             fixed = {"dst_len": to_length, "src_len": from_length, "table": table, "action": action}
             yield {**fixed, **dict(_attributes(body, 12, _RULE))}
@@ -157,57 +123,21 @@ class RtnlDump:
         request = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, proto, 0, 0, 0)
         if table:
             request += struct.pack("=HHI", 8, _RTA_TABLE, table)
-        for body in self._dump("routes", _GETROUTE, request):
+        try:
+            bodies = self._netlink.dump("routes", _GETROUTE, request)
+        except KernelError as error:
+            # A table that does not exist is an empty one.
+            if error.errno != errno.ENOENT:
+                raise
+            return
+        for body in bodies:
             family_, length, _, _, small, protocol, _, kind = struct.unpack_from("=8B", body)
             fixed = {"family": family_, "dst_len": length, "table": small, "proto": protocol, "type": kind}
             yield {**fixed, **dict(_attributes(body, 12, _ROUTE))}
 
-    def _dump(self, what: str, kind: int, request: bytes) -> list[bytes]:
-        try:
-            for _ in range(_TRIES):
-                bodies, is_whole = self._once(kind, request)
-                if is_whole:
-                    break
-        except OSError as error:
-            raise KernelError(f"list {what}", error.strerror or str(error), errno=error.errno or 0) from error
-        return bodies
-
-    def _once(self, kind: int, request: bytes) -> tuple[list[bytes], bool]:
-        self._sequence += 1
-        header = _HEADER.pack(_HEADER.size + len(request), kind, _REQUEST_DUMP, self._sequence, 0)
-        self._socket.send(header + request)
-        bodies: list[bytes] = []
-        is_whole = True
-        while True:
-            datagram = self._socket.recv(_RECEIVE_BYTES)
-            offset = 0
-            while offset + _HEADER.size <= len(datagram):
-                length, answer, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
-                body = datagram[offset + _HEADER.size : offset + length]
-                offset += (length + 3) & ~3
-                if sequence != self._sequence:
-                    continue
-                is_whole = is_whole and not flags & _INTERRUPTED
-                if answer in (_DONE, _ERROR):
-                    _check(answer, body)
-                    return bodies, is_whole
-                bodies.append(body)
-
-
-def _check(kind: int, body: bytes) -> None:
-    """A table that does not exist is an empty one: the kernel says ENOENT at the end of a strict dump."""
-    code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
-    if code and (kind == _ERROR or code > 0) and code != 2:
-        raise OSError(code, os.strerror(code))
-
 
 def _attributes(body: bytes, offset: int, schema: _Schema) -> Iterator[tuple[str, Any]]:
-    end = len(body)
-    while offset + _ATTRIBUTE.size <= end:
-        length, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if length < _ATTRIBUTE.size:
-            return
-        known = schema.get(kind & 0x3FFF)
+    for kind, value in attributes(body, offset):
+        known = schema.get(kind)
         if known is not None:
-            yield known[0], known[1](body[offset + 4 : offset + length])
-        offset += (length + 3) & ~3
+            yield known[0], known[1](value)

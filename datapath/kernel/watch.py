@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from datapath.kernel.rtnl_dump import bind_aside
+from datapath.kernel.netlink import bind_aside
 from datapath.kernel.socket_filter import attach_route_filter
 from datapath.plan.nft import TABLE_NAME
 from datapath.plan.rtnl import ROUTE_PROTOCOL, TABLE_MAIN

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw netlink: one socket, dumps, and changes that travel many to a message.
+
+A netlink library spends a quarter of a millisecond on a message; with 4,094 networks that is seconds for rules and
+routes alone. Here a dump is a list of plain bodies, and a batch of changes is one system call. What the bodies mean
+is for the modules that use this one.
+
+rtnetlink does all of its work inside `sendmsg` (and the rest of a dump inside `recvmsg`): an answer is either in the
+queue already or it never comes, so nothing here waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from datapath.errors import KernelError
+
+#: struct nlmsghdr and struct nlattr of linux/netlink.h, in the byte order of this machine.
+HEADER: Final = struct.Struct("=IHHII")
+ATTRIBUTE: Final = struct.Struct("=HH")
+#: Without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
+TYPE_MASK: Final = 0x3FFF
+F_REPLACE, F_EXCL, F_CREATE = 0x100, 0x200, 0x400
+#: Changes in one `sendmsg`: more save nothing that could be measured, and 256 answers fit any receive buffer.
+BATCH_MAX: Final = 256
+
+_F_REQUEST, _F_ACK, _F_DUMP = 0x001, 0x004, 0x300
+_F_DUMP_INTERRUPTED, _F_ACK_TLVS = 0x10, 0x200
+_ERROR, _DONE = 2, 3
+#: NLMSG_MIN_TYPE: what is below is about the conversation itself.
+_MIN_TYPE: Final = 16
+_SOL_NETLINK: Final = 270
+_EXT_ACK, _CAP_ACK, _STRICT_CHECK = 11, 10, 12
+_NLMSGERR_MSG: Final = 1
+_SO_RCVBUFFORCE: Final = 33
+#: A refusal takes about 1 KB of the queue.
+_QUEUE_BYTES: Final = 1 << 20
+#: The kernel fills at most 32 KB unless a single message is larger (a device with a hundred virtual functions).
+_RECEIVE_BYTES: Final = 1 << 18
+#: The largest process id takes 22 bits of the 32 of a port id.
+_PID_WIDTH: Final = 22
+_FIRST_PORT: Final = 512
+#: Somebody changes routes all the time on a router: a dump that was interrupted is good enough then, because
+#: whatever concerns us comes as an event as well.
+_TRIES: Final = 3
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What this process has done through this module, for tests that count instead of timing.
+
+    Attributes:
+        sent_messages: requests; a batch of n changes counts n.
+        syscalls: all of them, the making of sockets included.
+    """
+
+    sent_messages: int = 0
+    syscalls: int = 0
+
+
+TRAFFIC: Final = Traffic()
+
+
+class Request(NamedTuple):
+    """Message type, flags besides NLM_F_REQUEST, and what follows the header, padded to four bytes."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+class Refusal(NamedTuple):
+    """The kernel's no to one request of a batch.
+
+    Attributes:
+        number: of the request, from 0.
+        reason: strerror, and the kernel's own words where it has some.
+    """
+
+    number: int
+    errno: int
+    reason: str
+
+
+def bind_aside(sock: socket.socket) -> None:
+    """Bind to a port id that tells our pid, but leave the pid itself to libraries that insist on it.
+
+    The kernel gives a process's first socket the pid and every further one a random number: then nobody, and not
+    even we, could tell who made a change.
+    """
+    for number in range(_FIRST_PORT, _FIRST_PORT + 256):
+        try:
+            sock.bind((os.getpid() | number << _PID_WIDTH, 0))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded; nested ones are the payload of their parent."""
+    return ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) & 3)
+
+
+def attributes(body: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Type and payload of each attribute behind a fixed part of `offset` bytes."""
+    end = len(body)
+    while offset + 4 <= end:
+        length, kind = ATTRIBUTE.unpack_from(body, offset)
+        if length < 4:
+            return
+        yield kind & TYPE_MASK, body[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+class Netlink:
+    """One netlink socket of the current network namespace. Use as a context manager, or close it.
+
+    Args:
+        protocol: NETLINK_ROUTE and the like.
+    """
+
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        try:
+            # The kernel filters dumps and refuses what it does not know: a router's full table is not read for
+            # our few routes. Refusals come with words and without the request.
+            for option in (_STRICT_CHECK, _EXT_ACK, _CAP_ACK):
+                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            bind_aside(self._socket)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._sequence = 0
+        self._buffer = bytearray()
+        self._is_queue_grown = False
+        TRAFFIC.syscalls += 5
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+        TRAFFIC.syscalls += 1
+
+    def dump(self, what: str, kind: int, request: bytes) -> list[bytes]:
+        """Bodies of all answers to a dump request.
+
+        Args:
+            what: is listed, for the error.
+            kind: message type of the request.
+            request: what follows the header.
+
+        Raises:
+            KernelError: the kernel refused.
+        """
+        bodies: list[bytes] = []
+        try:
+            for _ in range(_TRIES):
+                bodies, is_whole = self._dump_once(kind, request)
+                if is_whole:
+                    break
+        except OSError as error:
+            raise KernelError(f"list {what}", error.strerror or str(error), errno=error.errno or 0) from error
+        return bodies
+
+    def _dump_once(self, kind: int, request: bytes) -> tuple[list[bytes], bool]:
+        self._send([Request(kind, _F_DUMP, request)])
+        bodies: list[bytes] = []
+        seen = 0
+        while True:
+            datagram = self._receive()
+            offset, end = 0, len(datagram)
+            while offset + 16 <= end:
+                length, answer, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
+                body = datagram[offset + 16 : offset + length]
+                offset += (length + 3) & ~3
+                if sequence != self._sequence:
+                    continue
+                seen |= flags
+                if answer >= _MIN_TYPE:
+                    bodies.append(body)
+                elif answer in (_DONE, _ERROR):
+                    code, reason = _verdict(answer, flags, body)
+                    if code:
+                        raise OSError(code, reason)
+                    return bodies, not seen & _F_DUMP_INTERRUPTED
+
+    def change(self, requests: Sequence[Request]) -> list[Refusal]:
+        """Carry out changes in order, `BATCH_MAX` in a system call; a refused one does not stop the others.
+
+        Only the last of a batch is acknowledged: refusals always are.
+
+        Returns:
+            what was refused, in order; empty where all is well.
+
+        Raises:
+            KernelError: the kernel could not be asked, or its answer was lost.
+        """
+        refusals: list[Refusal] = []
+        for start in range(0, len(requests), BATCH_MAX):
+            batch = requests[start : start + BATCH_MAX]
+            try:
+                found = self._change_batch(batch)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise KernelError("talk to the kernel", reason, errno=error.errno or 0) from error
+            refusals += [refusal._replace(number=refusal.number + start) for refusal in found]
+        return refusals
+
+    def _change_batch(self, batch: Sequence[Request]) -> list[Refusal]:
+        self._grow_queue()
+        first = self._sequence + 1
+        self._send(batch, _F_ACK)
+        refusals: list[Refusal] = []
+        while True:
+            try:
+                datagram = self._receive()
+            except OSError:
+                if refusals:  # the queue overflowed, but what is in it came first
+                    return refusals
+                raise
+            offset = 0
+            while offset + 16 <= len(datagram):
+                length, answer, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
+                body = datagram[offset + 16 : offset + length]
+                offset += (length + 3) & ~3
+                if answer != _ERROR or sequence < first:
+                    continue
+                code, reason = _verdict(answer, flags, body)
+                if code:
+                    refusals.append(Refusal(sequence - first, code, reason))
+                if sequence == self._sequence:
+                    return refusals
+
+    def _grow_queue(self) -> None:
+        """Room for the refusals of a whole batch; without the privilege for it, most of them."""
+        if not self._is_queue_grown:
+            with contextlib.suppress(PermissionError):
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
+            self._is_queue_grown = True
+            TRAFFIC.syscalls += 1
+
+    def _send(self, requests: Sequence[Request], flags_of_last: int = 0) -> None:
+        parts: list[bytes] = []
+        last = len(requests) - 1
+        for index, (kind, flags, body) in enumerate(requests):
+            self._sequence += 1
+            extra = _F_REQUEST | (flags_of_last if index == last else 0)
+            parts += (HEADER.pack(16 + len(body), kind, flags | extra, self._sequence, 0), body)
+        TRAFFIC.sent_messages += len(requests)
+        TRAFFIC.syscalls += 1
+        self._socket.send(b"".join(parts))
+
+    def _receive(self) -> bytes:
+        """One datagram that is there already.
+
+        Raises:
+            OSError: ENOBUFS where nothing is there: the kernel had no memory for the answer, or the queue no room.
+        """
+        if not self._buffer:
+            self._buffer = bytearray(_RECEIVE_BYTES)
+        while True:
+            TRAFFIC.syscalls += 1
+            try:
+                length = self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT | socket.MSG_TRUNC)
+            except BlockingIOError:
+                raise OSError(errno.ENOBUFS, "the kernel's answer was lost") from None
+            except OSError as error:
+                # Said once, before what is in the queue.
+                if error.errno != errno.ENOBUFS:
+                    raise
+            else:
+                if length > _RECEIVE_BYTES:
+                    raise OSError(errno.EMSGSIZE, f"an answer of {length} bytes")
+                return bytes(memoryview(self._buffer)[:length])
+
+
+def _verdict(answer: int, flags: int, body: bytes) -> tuple[int, str]:
+    """Errno and words of an NLMSG_ERROR or NLMSG_DONE; 0 is an acknowledgement."""
+    code = -int(struct.unpack_from("=i", body)[0]) if len(body) >= 4 else 0
+    if code <= 0:
+        return 0, ""
+    reason = os.strerror(code)
+    if flags & _F_ACK_TLVS:
+        # An error repeats the header of the request before the attributes (not its body: NETLINK_CAP_ACK).
+        found = dict(attributes(body, 20 if answer == _ERROR else 4))
+        words = found.get(_NLMSGERR_MSG, b"").rstrip(b"\0").decode(errors="replace")
+        reason = f"{reason}: {words}" if words else reason
+    return code, reason
