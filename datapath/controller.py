@@ -6,9 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from datapath.compiler import compile_policy
 from datapath.errors import (
@@ -241,10 +239,7 @@ class Controller:
                 f"devices are down or cannot be made yet: {', '.join(sorted(changes.waiting))}",
                 hint="nothing was changed; set them (and what they lie on) up",
             )
-        with (
-            tempfile.TemporaryDirectory(prefix="datapath-") as scratch,
-            Executor(StateDirectory(Path(scratch))) as executor,
-        ):
+        with Executor() as executor:
             for step in changes.steps:
                 executor.check(step)
         return _Prepared(facts, plan, actual, changes)
@@ -318,7 +313,7 @@ class Controller:
         return done
 
     def _run(self, steps: tuple[Step, ...]) -> None:
-        with Executor(self._directory) as executor:
+        with Executor() as executor:
             for step in steps:
                 self._log.debug("step_started", step=step.describe())
                 executor.run(step)
@@ -353,7 +348,7 @@ class Controller:
         try:
             changes = reconcile(observe(previous, state), previous, state.record)
             for step in changes.steps:
-                with contextlib.suppress(KernelError), Executor(self._directory) as executor:
+                with contextlib.suppress(KernelError), Executor() as executor:
                     executor.run(step)
             left = reconcile(observe(previous, state), previous, state.record)
             record = state.record if left.steps else left.after

@@ -6,7 +6,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self, assert_never
 
-from datapath.kernel import conntrack, ingress, nft, sysctl
+from datapath.kernel import conntrack, ingress, sysctl, transaction
 from datapath.kernel.rtnl import Rtnl
 from datapath.points import reached
 from datapath.reconcile.steps import (
@@ -24,17 +24,12 @@ from datapath.reconcile.steps import (
     SyncIngress,
     TranslateConnections,
 )
-from datapath.state import StateDirectory
-
-#: The file that is checked and then applied; it stays for the operator to read.
-TRANSACTION_FILE = "transaction.nft"
 
 
 class Executor:
     """Carries out steps in the current namespace. Use as a context manager."""
 
-    def __init__(self, directory: StateDirectory) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
         self._rtnl = Rtnl()
 
     def __enter__(self) -> Self:
@@ -52,7 +47,7 @@ class Executor:
             KernelError: it would not: nft's parser or kernel, or the eBPF verifier, said no.
         """
         if isinstance(step, NftTransaction) and not step.follows:
-            nft.check_file(self._directory.write(TRANSACTION_FILE, step.text))
+            transaction.check(step.text)
         elif isinstance(step, SyncIngress) and step.program.networks:
             ingress.verify(step.program)
 
@@ -81,7 +76,7 @@ class Executor:
             case DeleteRule(rule):
                 self._rtnl.delete_rule(rule)
             case NftTransaction(text):
-                nft.apply_file(self._directory.write(TRANSACTION_FILE, text))
+                transaction.apply(text)
             case SyncIngress(program, clsact):
                 ingress.sync(program, clsact=clsact)
             case ForgetConnections(fwmark, fwmask):

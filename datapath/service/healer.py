@@ -142,7 +142,7 @@ class Healer:
             actual = observe(plan, state, self._sight)
             changes = reconcile(actual, plan, state.record)
             state = self._save_record(state, changes.before)
-            with Executor(self._directory) as executor:
+            with Executor() as executor:
                 look = self._repair(state, plan, actual, changes.steps, executor)
             look = dataclasses.replace(look, began_s=began)
             if not look.failed and not look.held:

@@ -219,8 +219,8 @@ def _assert_as_fresh(ground: Ground, plan: Plan) -> None:
     """The kernel after the whole chain is as after one apply on a new node; the program is compared by status."""
     parts = ("rules", "routes", "nft", "sysctls")
     reached = quick_dump(NAMES)
-    with inside(ground.twin.namespace.name), tempfile.TemporaryDirectory() as directory:
-        _converge(plan, Path(directory), Record())
+    with inside(ground.twin.namespace.name):
+        _converge(plan, Record())
         fresh = quick_dump(NAMES)
         # The twin's record is not kept, so its sysctls are put back by hand.
         changes = reconcile(observe(plan, State()), plan, Record())
@@ -234,14 +234,14 @@ def _assert_as_fresh(ground: Ground, plan: Plan) -> None:
             == ""
         )
     finally:
-        with inside(ground.twin.namespace.name), tempfile.TemporaryDirectory() as directory:
-            _converge(Plan(0), Path(directory), Record())
+        with inside(ground.twin.namespace.name):
+            _converge(Plan(0), Record())
             _put_back(ground)
 
 
-def _converge(plan: Plan, directory: Path, record: Record) -> None:
+def _converge(plan: Plan, record: Record) -> None:
     changes = reconcile(observe(plan, State()), plan, record)
-    with Executor(StateDirectory(directory)) as executor:
+    with Executor() as executor:
         for step in changes.steps:
             if not isinstance(step, SyncIngress | ForgetConnections):
                 executor.run(step)
