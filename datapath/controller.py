@@ -32,7 +32,7 @@ from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import ChangeSet, reconcile
 from datapath.reconcile.present import carried_plan
 from datapath.reconcile.steps import Step
-from datapath.state import State, StateDirectory, current_netns
+from datapath.state import Pending, State, StateDirectory, current_netns
 
 #: Passes until the kernel must be as desired. One does it; a second heals what somebody else changed meanwhile.
 _PASSES = 3
@@ -138,6 +138,7 @@ class Controller:
                 done = self._put_in_force(loaded, prepared, state, confirm_s)
             except DatapathError as error:
                 self._log.warning("apply_failed", error=str(error))
+                History(self._directory).discard(state.generation + 1)
                 self._roll_back(previous, dataclasses.replace(state, record=prepared.changes.before))
                 raise
             self._log.info("policy_applied", steps=len(steps), networks=len(plan.ids))
@@ -189,7 +190,13 @@ class Controller:
         if pending is None or pending.token != token:
             return None
         self._log.warning("confirmation_missed", back_to=pending.previous)
-        return self.rollback(pending.previous)
+        undone = self.rollback(pending.previous)
+        with self._directory.locked():
+            state = self._directory.load()
+            if state.pending == pending:
+                # It failed, and went back already, but could not write that down.
+                self._directory.save(dataclasses.replace(state, pending=None))
+        return undone
 
     def _previous_generation(self, state: State) -> int:
         if state.pending is not None:
@@ -201,15 +208,6 @@ class Controller:
         raise InputError(
             "there is no earlier policy to go back to", hint="`datapath teardown` removes everything"
         )
-
-    def _await_confirmation(self, state: State, seconds: float) -> State:
-        """Write down that the change is on probation and start the clock, before anything is changed."""
-        previous = state.pending.previous if state.pending else state.generation if state.policy else 0
-        pending = new_pending(previous, seconds)
-        state = dataclasses.replace(state, pending=pending)
-        self._directory.save(state)
-        start_guardian(self._directory, pending)
-        return state
 
     def _remember(self, state: State, plan: Plan) -> None:
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
@@ -251,6 +249,7 @@ class Controller:
             KernelError: a step failed; what is left is found by the next teardown.
         """
         with self._directory.locked():
+            self._directory.require_writable()
             state = self._directory.load()
             empty = Plan(state.fwmark_mask)
             ids = observe_facts(state)
@@ -287,19 +286,20 @@ class Controller:
         self, loaded: LoadedPolicy, prepared: _Prepared, state: State, confirm_s: float | None
     ) -> State:
         """Write down what is about to become ours, carry it out, verify, and remember the policy."""
-        if confirm_s is None:
-            state = dataclasses.replace(state, pending=None)
-        else:
-            state = self._await_confirmation(state, confirm_s)
         plan, changes = prepared.plan, prepared.changes
         record = changes.after
-        if changes.steps:
-            before = dataclasses.replace(state, record=changes.before)
+        before = dataclasses.replace(
+            state, record=changes.before, pending=_probation(state, confirm_s) if confirm_s else None
+        )
+        if changes.steps or before.pending:
             self._directory.save(before)
+        if before.pending:
+            start_guardian(self._directory, before.pending)
+        if changes.steps:
             self._run(changes.steps)
             record = self._verify(plan.settled, dataclasses.replace(before, record=record))
         done = dataclasses.replace(
-            state,
+            before,
             record=record,
             ids=_id_facts(plan.ids),
             fwmark_mask=plan.fwmark_mask,
@@ -308,8 +308,9 @@ class Controller:
             policy_name=loaded.source.filename,
             ebpf_refused=prepared.facts.ebpf_refused,
         )
-        self._directory.save(done)
+        # The state comes last: what it speaks of is there, and until then the policy before is the one in force.
         self._remember(done, plan)
+        self._directory.save(done)
         return done
 
     def _run(self, steps: tuple[Step, ...]) -> None:
@@ -351,8 +352,6 @@ class Controller:
                 with contextlib.suppress(KernelError), Executor() as executor:
                     executor.run(step)
             left = reconcile(observe(previous, state), previous, state.record)
-            record = state.record if left.steps else left.after
-            self._directory.save(dataclasses.replace(state, record=record))
         except DatapathError as error:
             self._log.error("rollback_incomplete", error=str(error))
             return
@@ -360,6 +359,11 @@ class Controller:
             self._log.error("rollback_incomplete", first=left.steps[0].describe(), left=len(left.steps))
         else:
             self._log.info("rollback_done", steps=len(changes.steps))
+        try:
+            self._directory.save(state if left.steps else dataclasses.replace(state, record=left.after))
+        except DatapathError as error:
+            # What is on disk is from before the change, and knows of everything that may be ours.
+            self._log.warning("state_not_written", error=str(error), hint=error.hint)
 
 
 def facts_in_force(state: State, sight: Sight | None = None) -> Facts:
@@ -377,6 +381,12 @@ def compile_located(loaded: LoadedPolicy, facts: Facts) -> Plan:
         return compile_policy(loaded.policy, facts)
     except CompileError as error:
         raise loaded.source.error(error.problems) from error
+
+
+def _probation(state: State, seconds: float) -> Pending:
+    """Of a change that goes back to what is in force now, or to what that would go back to."""
+    previous = state.pending.previous if state.pending else state.generation if state.policy else 0
+    return new_pending(previous, seconds)
 
 
 def _refuse_conflicts(actual: Actual, plan: Plan) -> None:

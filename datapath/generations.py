@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
+import pydantic
+
 from datapath.errors import InputError
-from datapath.state import StateDirectory
+from datapath.state import StateDirectory, seal, unseal
 
 #: Generations that are kept; the oldest go first.
 KEPT = 20
 _FOLDER = "history"
 _NAME = re.compile(r"(?P<number>\d{6})\.json\Z")
+_REMEDY = "remove it: the policy in force and the other generations do not need it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class Generation:
         }
 
 
+_GENERATION = pydantic.TypeAdapter(Generation)
+
+
 class History:
     """The generations of one state directory."""
 
@@ -57,17 +63,31 @@ class History:
         Raises:
             DatapathError: it cannot be written.
         """
-        self._folder.mkdir(exist_ok=True)
-        text = json.dumps(generation.as_json(), indent=1) + "\n"
-        self._directory.write(f"{_FOLDER}/{generation.number:06}.json", text)
+        self._directory.write(f"{_FOLDER}/{generation.number:06}.json", seal(generation.as_json()))
         for number in self.numbers()[:-KEPT]:
+            self.discard(number)
+
+    def discard(self, number: int) -> None:
+        """Forget one; one too many does no harm, so it is no error if that cannot be done."""
+        with contextlib.suppress(OSError):
             (self._folder / f"{number:06}.json").unlink(missing_ok=True)
 
     def numbers(self) -> list[int]:
-        """Numbers of all kept generations, oldest first."""
-        if not self._folder.is_dir():
+        """Numbers of all kept generations, oldest first.
+
+        Raises:
+            InputError: the folder cannot be read.
+        """
+        try:
+            names = [path.name for path in self._folder.iterdir()]
+        except FileNotFoundError:
             return []
-        matches = (_NAME.match(path.name) for path in self._folder.iterdir())
+        except OSError as error:
+            raise InputError(
+                f"{self._folder}: cannot be read: {error.strerror}",
+                hint="run it as root; if it is no directory, remove it",
+            ) from error
+        matches = (_NAME.match(name) for name in names)
         return sorted(int(match["number"]) for match in matches if match)
 
     def get(self, number: int) -> Generation:
@@ -78,13 +98,17 @@ class History:
         """
         path = self._folder / f"{number:06}.json"
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            return Generation(**document)
+            document = unseal(path.read_bytes(), path, hint=_REMEDY)
+            return _GENERATION.validate_python(document)
         except FileNotFoundError as error:
             kept = ", ".join(map(str, self.numbers())) or "none"
             raise InputError(f"there is no generation {number}", hint=f"kept: {kept}") from error
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: damaged: {error}", hint="remove it") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}", hint=_REMEDY) from error
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path}: damaged: {where}: {first['msg']}", hint=_REMEDY) from error
 
     def diff(self, number: int) -> str:
         """What the policy of a generation changed against the one kept before it, as a unified diff."""

@@ -8,17 +8,23 @@ flushed our table.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
 
 from datapath.errors import BusyError, DatapathError, InputError
 from datapath.facts import IdFacts
@@ -32,6 +38,10 @@ _LOCK = "lock"
 DAEMON_LOCK = "daemon.lock"
 LOCK_WAIT_S = 10.0
 _LOCK_POLL_S = 0.02
+_CHECKSUM = "sha256"
+#: What we may ever have changed: a damaged key must not become a path to anything else.
+_SYSCTL = re.compile(r"net/ipv[46](?:/(?!\.\.?(?:/|\Z))[^/\0]+)+\Z")
+_LOSS = "ids are read from the kernel, but old sysctl values are lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +52,28 @@ class Pending:
         token: names it, so that a late guardian does not undo a later change.
         previous: generation to go back to; 0 for nothing in force.
         deadline_s: on the boot clock (CLOCK_BOOTTIME).
+        watched: names of the probes that worked when the change was in force; they are repeated until then.
+        reason: why it is being undone, empty while it may still be confirmed.
     """
 
     token: str
     previous: int
     deadline_s: float
+    watched: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """A change that undid itself. It must not come back by itself either.
+
+    Attributes:
+        policy: SHA-256 of its text.
+        reason: why.
+    """
+
+    policy: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +87,7 @@ class State:
             that was good in an earlier boot.
         policy: text of the policy in force, empty where none is.
         policy_name: file name for messages about that text.
+        undone: the last change that undid itself, until a policy is applied.
     """
 
     record: Record = field(default_factory=Record)
@@ -71,6 +99,7 @@ class State:
     ebpf_refused: str = ""
     netns: int = 0
     pending: Pending | None = None
+    undone: Undone | None = None
 
 
 def current_netns() -> int:
@@ -103,10 +132,11 @@ class StateDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o755)
-            descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Only to read: a file system that has become read-only must not keep anybody from being healed.
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DatapathError(
-                f"state directory {self.path}: {error.strerror}", hint="choose another with --state-dir"
+                f"state directory {self.path}: {error.strerror}", hint=_remedy(error)
             ) from error
         try:
             if not _lock_within(descriptor, wait_s):
@@ -128,15 +158,12 @@ class StateDirectory:
         """
         path = self.path / _STATE
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_bytes()
         except FileNotFoundError:
             return State()
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: cannot be read: {error}",
-                hint="restore it, or remove it: ids are read from the kernel, but old sysctl values are lost",
-            ) from error
-        return _decode(document, path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}", hint=_remedy(error)) from error
+        return _decode(unseal(text, path, hint=f"restore it, or remove it: {_LOSS}"), path)
 
     def save(self, state: State) -> None:
         """Write the state: whole, or not at all.
@@ -144,14 +171,19 @@ class StateDirectory:
         Raises:
             DatapathError: it cannot be written (full, read-only); the old one is still there.
         """
-        self.write(_STATE, json.dumps(_encode(state), indent=1, sort_keys=True) + "\n")
+        self.write(_STATE, seal(_encode(state)))
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file atomically and durably."""
+        """Write a file atomically and durably, and its folder if there is none.
+
+        Raises:
+            DatapathError: it cannot be written (full, read-only); what was there before still is.
+        """
         path = self.path / name
         temporary = path.with_suffix(path.suffix + ".new")
         reached(f"write {name}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
@@ -164,19 +196,83 @@ class StateDirectory:
             finally:
                 os.close(directory)
         except OSError as error:
+            # Half a file would go on taking the room that is missing.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise DatapathError(
-                f"{path}: {error.strerror}",
-                hint="nothing was changed by this write; make room, or use --state-dir",
+                f"{path}: cannot be written: {error.strerror}", hint=_remedy(error)
             ) from error
         return path
 
+    def require_writable(self) -> None:
+        """Before something is removed that the directory would still speak of.
+
+        Raises:
+            DatapathError: files in it cannot be removed.
+        """
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise DatapathError(
+                f"state directory {self.path}: cannot be written",
+                hint="nothing was changed: make it writable",
+            )
+
     def clear(self) -> None:
-        """Forget everything: after a complete teardown."""
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in (_LOCK, DAEMON_LOCK):
-                path.unlink()
+        """Forget everything: after a complete teardown.
+
+        Raises:
+            DatapathError: a file cannot be removed.
+        """
+        try:
+            # First of all what says that a policy is in force.
+            (self.path / _STATE).unlink(missing_ok=True)
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name not in (_LOCK, DAEMON_LOCK):
+                    path.unlink()
+        except OSError as error:
+            raise DatapathError(
+                f"{error.filename or self.path}: cannot be removed: {error.strerror}",
+                hint="nothing is in force any more; remove it by hand",
+            ) from error
+
+
+def seal(document: Mapping[str, Any]) -> str:
+    """A document as the text of a file that tells whether it is whole."""
+    return json.dumps({**document, _CHECKSUM: _checksum(document)}, indent=1, sort_keys=True) + "\n"
+
+
+def unseal(text: bytes, path: Path, *, hint: str) -> dict[str, Any]:
+    """The document of such a file. One without a checksum was written by hand or by a version that had none.
+
+    Raises:
+        InputError: it is damaged; `hint` says what to do.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged: {error}", hint=hint) from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: damaged: no JSON object", hint=hint)
+    checksum = document.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(document):
+        raise InputError(f"{path}: damaged: its contents do not match its checksum", hint=hint)
+    return document
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about a file of ours that the system refuses."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "what is in force stays; make room on that file system"
+    if error.errno == errno.EROFS:
+        return "what is in force stays; mount that file system writable"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "run it as root"
+    return "what is in force stays; choose another directory with --state-dir if this one cannot be used"
 
 
 def _lock_within(descriptor: int, seconds: float) -> bool:
@@ -207,49 +303,86 @@ def _encode(state: State) -> dict[str, Any]:
         "clsact": sorted(record.clsact),
         "ebpf_refused": state.ebpf_refused,
         "pending": None if state.pending is None else dataclasses.asdict(state.pending),
+        "undone": None if state.undone is None else dataclasses.asdict(state.undone),
         "policy": state.policy,
         "policy_name": state.policy_name,
     }
 
 
-def _decode(document: Any, path: Path) -> State:
-    try:
-        if document["format"] > FORMAT:
-            raise InputError(
-                f"{path}: written by a newer version of datapath (format {document['format']})",
-                hint="upgrade, or run `datapath teardown` with that version",
-            )
-        if document["boot"] != boot_id():
-            # Nothing of that boot exists any more, but the operator's ids should not move, and history goes on.
-            pending = document["pending"]
-            return State(
-                ids=tuple(IdFacts(**ids) for ids in document["ids"]),
-                fwmark_mask=document["fwmark_mask"],
-                generation=document["generation"] if pending is None else pending["previous"],
-            )
-        netns = current_netns()
-        if document["netns"] != netns:
-            raise InputError(
-                f"{path}: belongs to another network namespace",
-                hint="use a --state-dir of its own for each; remove the file if that namespace is gone",
-            )
-        return State(
-            record=Record(
-                {key: Saved(*values) for key, values in document["sysctls"].items()},
-                frozenset(document["links"]),
-                frozenset(document["clsact"]),
-            ),
-            ids=tuple(IdFacts(**ids) for ids in document["ids"]),
-            fwmark_mask=document["fwmark_mask"],
-            generation=document["generation"],
-            policy=document["policy"],
-            policy_name=document["policy_name"],
-            ebpf_refused=document["ebpf_refused"],
-            netns=netns,
-            pending=None if document["pending"] is None else Pending(**document["pending"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+def _sysctl_key(key: str) -> str:
+    if _SYSCTL.match(key) is None:
+        raise ValueError(f"{key!r} is no sysctl of ours")
+    return key
+
+
+class _Document(pydantic.BaseModel):
+    """The file, as this version writes it."""
+
+    boot: str
+    netns: int
+    generation: Annotated[int, pydantic.Field(ge=0)]
+    fwmark_mask: Annotated[int, pydantic.Field(ge=0, le=0xFFFFFFFF)]
+    ids: tuple[IdFacts, ...]
+    sysctls: dict[Annotated[str, pydantic.AfterValidator(_sysctl_key)], tuple[str, str]]
+    links: frozenset[str]
+    clsact: frozenset[str]
+    ebpf_refused: str
+    pending: Pending | None
+    policy: str
+    policy_name: str
+
+
+def _decode(document: dict[str, Any], path: Path) -> State:
+    version = document.get("format")
+    if isinstance(version, int) and version > FORMAT:
         raise InputError(
-            f"{path}: damaged: {error}",
-            hint="restore it, or remove it: ids are read from the kernel, but old sysctl values are lost",
+            f"{path}: written by a newer version of datapath (format {version})",
+            hint="upgrade, or run `datapath teardown` with that version",
+        )
+    try:
+        read = _Document.model_validate(document)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: damaged: {where}: {first['msg']}", hint=f"restore it, or remove it: {_LOSS}"
         ) from error
+    if read.boot != boot_id():
+        # Nothing of that boot exists any more, but the operator's ids should not move, and history goes on.
+        generation = read.generation if read.pending is None else read.pending.previous
+        return State(ids=read.ids, fwmark_mask=read.fwmark_mask, generation=generation)
+    netns = current_netns()
+    if read.netns != netns:
+        raise InputError(
+            f"{path}: belongs to another network namespace",
+            hint="use a --state-dir of its own for each; remove the file if that namespace is gone",
+        )
+    return State(
+        record=Record({key: Saved(*values) for key, values in read.sysctls.items()}, read.links, read.clsact),
+        ids=read.ids,
+        fwmark_mask=read.fwmark_mask,
+        generation=read.generation,
+        policy=read.policy,
+        policy_name=read.policy_name,
+        ebpf_refused=read.ebpf_refused,
+        netns=netns,
+        pending=read.pending,
+    )
+
+
+def _pending(document: dict[str, Any]) -> Pending:
+    return Pending(**{**document, "watched": tuple(document.get("watched", ()))})
+
+
+def _undone(document: dict[str, Any]) -> Undone | None:
+    """Of an earlier boot: a change that was on probation when the machine went down was not good."""
+    pending = document["pending"]
+    # The number goes up when the policy is in force: until then, the text is still the one before.
+    if pending is not None and document["generation"] != pending["previous"] and document["policy"]:
+        return Undone(text_digest(document["policy"]), "the machine went down before it was confirmed")
+    return None if document.get("undone") is None else Undone(**document["undone"])
+
+
+def text_digest(text: str) -> str:
+    """Names a policy text."""
+    return hashlib.sha256(text.encode()).hexdigest()

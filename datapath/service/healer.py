@@ -114,6 +114,7 @@ class Healer:
         self._program = HeldProgram()
         self._program_may_differ = True
         self._sight = Sight()
+        self._unwritten: tuple[State, Record] | None = None
         self.backoff = Backoff()
 
     def close(self) -> None:
@@ -135,7 +136,7 @@ class Healer:
         """
         began = time.monotonic()
         with self._directory.locked(wait_s=0):
-            state = self._directory.load()
+            state = self._with_unwritten(self._directory.load())
             if not state.policy:
                 return Look(state)
             plan = self._desired(state)
@@ -227,12 +228,34 @@ class Healer:
             executor.run(AddRoute(step.route, step.route))
 
     def _save_record(self, state: State, record: Record) -> State:
-        """Only where it differs: an fsync takes longer than most repairs."""
-        if state.record == record:
+        """Only where it differs: an fsync takes longer than most repairs.
+
+        Whoever is not served now suffers more than who would miss the record after a crash: where it cannot be
+        written (full, read-only), it stays in memory until it can.
+        """
+        written = self._unwritten[0] if self._unwritten else state
+        if state.record == record and self._unwritten is None:
             return state
         state = dataclasses.replace(state, record=record)
-        self._directory.save(state)
+        try:
+            self._directory.save(state)
+        except DatapathError as error:
+            if self._unwritten is None:
+                self._log.error("state_not_written", error=str(error), hint=error.hint)
+            self._unwritten = (written, record)
+        else:
+            self._unwritten = None
         return state
+
+    def _with_unwritten(self, state: State) -> State:
+        """The state with the record that could not be written, unless somebody has written another since."""
+        if self._unwritten is None:
+            return state
+        written, record = self._unwritten
+        if state != written:
+            self._unwritten = None
+            return state
+        return dataclasses.replace(state, record=record)
 
     def _follow_program(self, plan: Plan, look: Look) -> None:
         synced = any(isinstance(step, SyncIngress) for step in look.done)

@@ -121,8 +121,13 @@ class Reloader:
         self._log.error("policy_rejected", error=str(error), hint=error.hint, in_force="the one before")
 
     def _remember(self, digest: str) -> None:
-        if self._remembered() != digest:
+        """The policy is in force already: that this cannot be written ends nothing."""
+        if self._remembered() == digest:
+            return
+        try:
             self._directory.write(_MEMORY, json.dumps({"policy_files": digest}) + "\n")
+        except DatapathError as error:
+            self._log.warning("state_not_written", error=str(error), hint=error.hint)
 
     def _remembered(self) -> str:
         try:

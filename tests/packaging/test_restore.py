@@ -33,6 +33,7 @@ def _reboot(node: Node, *, devices: tuple[str, ...] = DEVICES) -> None:
         node.add_device(device)
     path = node.state / "state.json"
     document = json.loads(path.read_text())
+    del document["sha256"]
     path.write_text(json.dumps(document | {"boot": str(uuid.uuid4())}))
 
 
