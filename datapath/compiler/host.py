@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from datapath.compiler.context import Context
+from datapath.compiler.context import Context, NetworkContext
 from datapath.plan.rtnl import Family, Sysctl, VlanLink
 
 #: `strict_arp`: answer only for addresses of this very device, and announce only those.
 STRICT_ARP = {"arp_ignore": "1", "arp_announce": "2"}
+#: With any custom ip rule the kernel looks every source up, whatever `rp_filter` says, to find packets that carry the
+#: node's own addresses (`fib_validate_source`). Our check denies these; without the look-up packets are cheaper.
+NO_SOURCE_LOOKUP = {"accept_local": "1"}
 
 
 def emit_links(context: Context) -> tuple[VlanLink, ...]:
@@ -34,23 +37,21 @@ def emit_links(context: Context) -> tuple[VlanLink, ...]:
 
 def emit_sysctls(context: Context) -> tuple[Sysctl, ...]:
     """Settings of our own devices. `rp_filter` is not among them: see `rp_filter_exempt`."""
-    settings = {
-        Sysctl(f"net/ipv4/conf/{network.device}/{name}", value)
-        for network in context.networks
-        if network.network.strict_arp
-        for name, value in STRICT_ARP.items()
-    }
+    settings: set[Sysctl] = set()
+    for network in context.networks:
+        values = STRICT_ARP if network.network.strict_arp else {}
+        if _is_exempt(network):
+            values = values | NO_SOURCE_LOOKUP
+        settings |= {
+            Sysctl(f"net/ipv4/conf/{network.device}/{name}", value) for name, value in values.items()
+        }
     return tuple(sorted(settings))
 
 
 def emit_rp_filter_exempt(context: Context) -> tuple[str, ...]:
     """Devices whose kernel check must be off: loose mode, too, drops all on a device without an address."""
-    return tuple(
-        sorted(
-            {
-                network.device
-                for network in context.networks
-                if network.is_steered and Family.IPV4 in network.treatments
-            }
-        )
-    )
+    return tuple(sorted({network.device for network in context.networks if _is_exempt(network)}))
+
+
+def _is_exempt(network: NetworkContext) -> bool:
+    return network.is_steered and Family.IPV4 in network.treatments

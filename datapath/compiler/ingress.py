@@ -8,6 +8,7 @@ from ipaddress import ip_network
 
 from datapath.compiler.context import STEERED, Context, NetworkContext
 from datapath.compiler.routes import DEFAULT
+from datapath.facts import Facts
 from datapath.plan.ingress import (
     IngressNetwork,
     IngressProgram,
@@ -18,6 +19,9 @@ from datapath.plan.ingress import (
     VipCheck,
 )
 from datapath.plan.rtnl import Family
+
+#: A /31 or /32 has no broadcast address (RFC 3021).
+_LAST_WITH_BROADCAST = 30
 
 
 def emit_ingress(context: Context) -> IngressProgram:
@@ -57,13 +61,7 @@ def _vip_check(network: NetworkContext) -> VipCheck:
 
 def _common_sources(context: Context) -> Iterator[SourceRule]:
     """Never a valid source on any network, unless the network itself says otherwise."""
-    own = {
-        ip_network(address.ip)
-        for link in context.facts.links
-        for address in link.addresses
-        # Every host has these two; no packet may carry them, and every network's own list would repeat them.
-        if not address.ip.is_loopback and not address.ip.is_link_local
-    }
+    own = set(_own_addresses(context.facts))
     vips = {prefix for network in context.networks for prefix in network.network.vip_prefixes}
     named: dict[IpNetwork, str] = {}
     for origin, prefixes in (
@@ -75,6 +73,18 @@ def _common_sources(context: Context) -> Iterator[SourceRule]:
             named.setdefault(prefix, origin)
     for prefix in sorted(named, key=_prefix_key):
         yield SourceRule(prefix, SourceAction.DENY, named[prefix])
+
+
+def _own_addresses(facts: Facts) -> Iterator[IpNetwork]:
+    """What a packet from outside can never carry, and what the kernel itself no longer refuses with `accept_local`."""
+    for link in facts.links:
+        for address in link.addresses:
+            # Denied or passed as a whole, whoever has them. IPv4 link-local ones are addresses like any other.
+            if address.ip.is_loopback or (address.version == 6 and address.ip.is_link_local):
+                continue
+            yield ip_network(address.ip)
+            if address.version == 4 and address.network.prefixlen <= _LAST_WITH_BROADCAST:
+                yield ip_network(address.network.broadcast_address)
 
 
 def _own_sources(network: NetworkContext) -> Iterator[SourceRule]:

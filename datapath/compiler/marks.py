@@ -8,10 +8,12 @@ its VLAN once DNAT has changed its destination. A reply gets it back before it i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datapath.compiler.context import Context, NetworkContext
 from datapath.plan.nft import (
+    IDS,
     TABLE_FAMILY,
     TABLE_NAME,
     BaseChain,
@@ -27,9 +29,10 @@ from datapath.policy.model import Track
 #: After conntrack (-200), before destination NAT (-100); -150 would tie with Calico and OVN-Kubernetes,
 #: where the order of registration decides.
 PRIORITY = -140
-#: A chain that nothing enters: it holds the ids of each network where a restarted process finds them.
-IDS_CHAIN = "ids"
 FULL = 0xFFFFFFFF
+_FOLLOW = "follow"
+#: After so many bits a chain looks whether any are left.
+_BITS_AT_ONCE = 4
 
 
 def ids_comment(context: NetworkContext) -> str:
@@ -53,13 +56,14 @@ def emit_table(context: Context, classification: Classification, *, rule_bank: i
     if not remembered:
         return None
     marked = [network for network in remembered if network.is_marked]
-    chains = [_ids_chain(context, remembered, rule_bank), *classification.chains]
-    maps: list[NftMap] = [*classification.maps]
+    chains = [_about_chain(context, rule_bank), *classification.chains]
+    maps: list[NftMap] = [_ids_set(remembered), *classification.maps]
     if marked:
-        chains += _hook_chains(context.mask, follow=any(_follows(network) for network in marked))
-        for network in marked:
-            chains += _network_chains(network, context.mask)
-        maps += _maps(marked)
+        followers = [network for network in marked if network.network.track is Track.LAST]
+        chains += _hook_chains(context.mask, follow=bool(followers))
+        chains += [_copy_chain(copy, context.mask) for copy in (_SAVE, _RESTORE)]
+        chains += [_follow_chain(network, context.mask) for network in followers]
+        maps += _follow_map(followers)
     return NftTable(
         TABLE_FAMILY,
         TABLE_NAME,
@@ -73,32 +77,33 @@ def _numbers(network: NetworkContext) -> tuple[int, int, int]:
     return network.ids.fwmark, network.ids.table, network.ids.slot
 
 
-def _follows(network: NetworkContext) -> bool:
-    return network.network.track is Track.LAST
-
-
-def _ids_chain(context: Context, networks: list[NetworkContext], rule_bank: int) -> NftChain:
+def _about_chain(context: Context, rule_bank: int) -> NftChain:
     header = NftRule("continue", f"fwmark_mask={context.mask:#010x} rule_bank={rule_bank}")
-    rules = [NftRule("continue", ids_comment(network)) for network in networks]
-    return NftChain(IDS_CHAIN, (header, *sorted(rules, key=lambda rule: rule.origin)))
+    return NftChain(IDS, (header,))
+
+
+def _ids_set(networks: list[NetworkContext]) -> NftMap:
+    """Elements, not rules: one more network is one more element, and thousands are listed in some milliseconds."""
+    elements = tuple(sorted((f"{n.ids.slot:#010x}", ids_comment(n)) for n in networks))
+    return NftMap(IDS, "mark", "", elements)
 
 
 def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:
     ours = f"& {mask:#010x}"
     restore = NftRule(
-        f"ct direction reply ct mark {ours} vmap @restore",
+        f"ct direction reply ct mark {ours} != 0 goto {_RESTORE.chain}",
         "networks[*].return_path reply: restore the mark of its network",
     )
     ingress = [
         NftRule(
-            f"ct direction original ct mark {ours} == 0 meta mark {ours} vmap @save",
+            f"ct direction original ct mark {ours} == 0 jump {_SAVE.chain}",
             "networks[*].return_path request: save the network it came in by, also for flows older than this",
         )
     ]
     if follow:
         ingress.append(
             NftRule(
-                f"ct direction original ct mark {ours} != 0 meta mark {ours} vmap @follow",
+                f"ct direction original ct mark {ours} != 0 meta mark {ours} vmap @{_FOLLOW}",
                 "networks[*].track last: the connection moves to the network of its last request",
             )
         )
@@ -121,32 +126,60 @@ def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:
     ]
 
 
-def _network_chains(network: NetworkContext, mask: int) -> list[NftChain]:
-    """A constant rule a network: nft before 1.1 cannot combine two variables in a masked write."""
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """One of the two marks, with nft's words for both."""
+
+    chain: str
+    source: str
+    target: str
+    origin: str
+
+
+_SAVE = _Copy("save", "meta mark", "ct mark", "networks[*].return_path save the mark")
+_RESTORE = _Copy("restore", "ct mark", "meta mark", "networks[*].return_path restore the mark")
+
+
+def _copy_chain(copy: _Copy, mask: int) -> NftChain:
+    """Target = (target & ~mask) | (source & mask), however many networks there are.
+
+    nft before 1.1 and Linux before 6.14 cannot combine two variables. Where the target has no bit of others,
+    which is the rule, there is nothing to combine: one masked write. Else bit by bit.
+    """
+    foreign = FULL & ~mask
+    plain = f"{copy.target} set {copy.source} & {mask:#010x}"
+    if not foreign:
+        return NftChain(copy.chain, (NftRule(plain, copy.origin),))
+    rules = [
+        NftRule(f"{copy.target} & {foreign:#010x} == 0 {plain} return", copy.origin),
+        NftRule(f"{copy.target} set {copy.target} & {foreign:#010x}", f"{copy.origin} beside bits of others"),
+    ]
+    rest = mask
+    for position, bit in enumerate(_bits(mask)):
+        if position and position % _BITS_AT_ONCE == 0:
+            rules.append(
+                NftRule(f"{copy.source} & {rest:#010x} == 0 return", f"{copy.origin} until no bit is left")
+            )
+        write = f"{copy.target} set {copy.target} | {bit:#010x}"
+        rules.append(NftRule(f"{copy.source} & {bit:#010x} != 0 {write}", f"{copy.origin} bit by bit"))
+        rest &= ~bit
+    return NftChain(copy.chain, tuple(rules))
+
+
+def _bits(mask: int) -> Iterator[int]:
+    """Single bits of the mask, the lowest first: small numbers of networks use only these."""
+    while mask:
+        yield mask & -mask
+        mask &= mask - 1
+
+
+def _follow_chain(network: NetworkContext, mask: int) -> NftChain:
+    """A constant a network: a connection that others are looking at changes its network in one write."""
     write = f"& {FULL & ~mask:#010x} | {network.ids.fwmark:#010x}"
-    return [
-        NftChain(
-            f"save-{network.name}",
-            (NftRule(f"ct mark set ct mark {write}", f"{network.origin} save mark"),),
-        ),
-        NftChain(
-            f"restore-{network.name}",
-            (NftRule(f"meta mark set meta mark {write}", f"{network.origin} restore mark"),),
-        ),
-    ]
+    rule = NftRule(f"ct mark set ct mark {write}", f"{network.origin}.track last: move the connection")
+    return NftChain(f"{_FOLLOW}-{network.name}", (rule,))
 
 
-def _maps(marked: list[NetworkContext]) -> list[NftMap]:
-    by_mark = sorted(marked, key=lambda network: network.ids.fwmark)
-
-    def verdicts(verb: str, networks: list[NetworkContext]) -> tuple[tuple[str, str], ...]:
-        return tuple((f"{n.ids.fwmark:#010x}", f"jump {verb}-{n.name}") for n in networks)
-
-    maps = [
-        NftMap("save", "mark", "verdict", verdicts("save", by_mark)),
-        NftMap("restore", "mark", "verdict", verdicts("restore", by_mark)),
-    ]
-    followers = [network for network in by_mark if _follows(network)]
-    if followers:
-        maps.append(NftMap("follow", "mark", "verdict", verdicts("save", followers)))
-    return maps
+def _follow_map(followers: list[NetworkContext]) -> tuple[NftMap, ...]:
+    elements = sorted((f"{n.ids.fwmark:#010x}", f"jump {_FOLLOW}-{n.name}") for n in followers)
+    return (NftMap(_FOLLOW, "mark", "verdict", tuple(elements)),) if elements else ()

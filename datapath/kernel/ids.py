@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids read back from the comments of our table's `ids` chain: the memory that needs no state directory."""
+"""Ids read back from the comments of our table: the memory that needs no state directory.
+
+The chain `ids` says which mask and bank of rules are in use, the set `ids` has an element a network. Before
+the set there was a rule a network in the chain: both are read, so that an upgrade keeps its ids.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class LiveIds:
 
 
 def parse_ids(comments: Iterable[str]) -> LiveIds:
-    """From the comments of the `ids` chain. Comments that are not ours are passed over."""
+    """From the comments of chain and set `ids`. Comments that are not ours are passed over."""
     ids: list[IdFacts] = []
     mask, bank = 0, None
     for comment in comments:

@@ -1,51 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nftables through libnftables: list our table, check a file, apply a file."""
+"""Our table, listed by libnftables."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import nftables
 
-from datapath.errors import KernelError
-from datapath.plan.nft import BaseChain, ChainType, Hook, digest_in_comment
+from datapath.plan.nft import IDS, BaseChain, ChainType, Hook, digest_in_comment
 from datapath.reconcile.actual import ActualChain, ActualMap, ActualTable
-
-_HINT = "this is a bug in datapath, or the kernel lacks a part of nf_tables: please report it with the file"
-
-
-def check_file(path: Path) -> None:
-    """Let nft and the kernel look at a file without applying it.
-
-    Raises:
-        KernelError: with nft's own message: file, line, column and caret.
-    """
-    _run_file(path, dry_run=True, operation="check the nft file")
-
-
-def apply_file(path: Path) -> None:
-    """Apply a file as one transaction: all of it, or nothing.
-
-    Raises:
-        KernelError: with nft's own message.
-    """
-    _run_file(path, dry_run=False, operation="apply the nft file")
-
-
-def _run_file(path: Path, *, dry_run: bool, operation: str) -> None:
-    nft = nftables.Nftables()
-    nft.set_dry_run(dry_run)
-    status, _, errors = nft.cmd_from_file(str(path))
-    if status != 0:
-        raise KernelError(operation, str(errors).strip() or "refused without a message", hint=_HINT)
 
 
 def list_table(family: str, name: str) -> tuple[ActualTable, list[str]] | None:
-    """Our table, and the comments of the rules of its `ids` chain; None where there is no such table."""
+    """Our table, and the comments that hold ids; None where there is no such table."""
     nft = nftables.Nftables()
     nft.set_json_output(True)
     nft.set_stateless_output(True)
@@ -72,13 +42,15 @@ def parse_table(items: Iterable[dict[str, Any]]) -> tuple[ActualTable, list[str]
             rule = item["rule"]
             comment = rule.get("comment")
             digests.setdefault(rule["chain"], []).append(digest_in_comment(comment))
-            if rule["chain"] == "ids" and comment:
+            if rule["chain"] == IDS and comment:
                 ids.append(comment)
         elif "counter" in item:
             counters.add(item["counter"]["name"])
         elif "map" in item or "set" in item:
             body = item.get("map") or item["set"]
             maps[body["name"]] = _map(body)
+            if body["name"] == IDS:
+                ids += maps[IDS].elements.values()
     chains = {name: ActualChain(tuple(digests[name]), base) for name, base in bases.items()}
     return ActualTable(chains, maps, frozenset(counters)), ids
 
@@ -100,9 +72,11 @@ def _map(body: dict[str, Any]) -> ActualMap:
 
 def _element(element: Any, key_type: str) -> tuple[str, str]:
     key, value = element if isinstance(element, list) else (element, None)
+    comment = ""
     if isinstance(key, dict) and "elem" in key:
+        comment = key["elem"].get("comment", "")
         key = key["elem"]["val"]
-    return _key(key, key_type), "" if value is None else _verdict(value)
+    return _key(key, key_type), comment if value is None else _verdict(value)
 
 
 def _key(key: Any, key_type: str) -> str:

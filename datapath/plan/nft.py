@@ -20,6 +20,8 @@ TABLE_FAMILY = "inet"
 TABLE_NAME = "datapath"
 #: The base chain that stands for the tc program where nftables does its work.
 CLASSIFY_CHAIN = "classify"
+#: A chain that nothing enters and a set that nothing looks up: a restarted process finds the ids there.
+IDS = "ids"
 _COMMENT_TEXT = re.compile(r"[A-Za-z0-9 _.,:;=/()\[\]<>+*-]*\Z")
 _DIGEST_MARK = " #"
 _DIGEST_LENGTH = 8
@@ -105,7 +107,8 @@ class NftMap:
     Attributes:
         key_type: nft type of the key, as in `type mark : verdict`.
         value_type: `verdict`, or an empty string for a set.
-        elements: sorted pairs of key text and value text (empty for a set), both as nft lists them.
+        elements: sorted pairs of key text and value text, both as nft lists them. The value of a set's element
+            is its comment, or empty.
         flags: for example `interval`, sorted.
     """
 
@@ -124,10 +127,11 @@ class NftMap:
         kind = f"type {self.key_type} : {self.value_type};" if self.value_type else f"type {self.key_type};"
         return f"{kind} flags {', '.join(self.flags)};" if self.flags else kind
 
-
-def render_element(key: str, value: str) -> str:
-    """One element as it stands between the braces of `add element`."""
-    return f"{key} : {value}" if value else key
+    def render_element(self, key: str, value: str) -> str:
+        """One element as it stands between the braces of `add element`."""
+        if not value:
+            return key
+        return f"{key} : {value}" if self.value_type else f'{key} comment "{value}"'
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from datapath.plan.ingress import IngressNetwork, SourceRule, VlanProtocol
 from datapath.plan.model import NetworkIds, Plan
-from datapath.plan.nft import NftChain, NftMap, NftTable, render_element
+from datapath.plan.nft import NftChain, NftMap, NftTable
 
 #: Elements per `add element` command: long lines make nft's parser and reviewers slow.
 ELEMENTS_PER_COMMAND = 64
@@ -40,7 +40,7 @@ def element_commands(
     verb: str, table: NftTable, item: NftMap, elements: Iterable[tuple[str, str]]
 ) -> Iterator[str]:
     """`add element` or `delete element` commands of bounded length."""
-    texts = [render_element(key, value if verb == "add" else "") for key, value in elements]
+    texts = [item.render_element(key, value if verb == "add" else "") for key, value in elements]
     for start in range(0, len(texts), ELEMENTS_PER_COMMAND):
         chunk = ", ".join(texts[start : start + ELEMENTS_PER_COMMAND])
         yield f"{verb} element {table.spec} {item.name} {{ {chunk} }}"

@@ -223,7 +223,7 @@ DAMAGE = {
     "rule": (["ip", "rule", "del", "priority", "10004"], "add rule: -4 priority 10004"),
     "table": (["nft", "flush table inet datapath"], "nft transaction"),
     "no table": (["nft", "delete table inet datapath"], "nft transaction"),
-    "element": (["nft", "flush map inet datapath restore"], "nft transaction"),
+    "element": (["nft", "flush set inet datapath ids"], "nft transaction"),
     "foreign rule in our chain": (["nft", "add rule inet datapath output accept"], "nft transaction"),
     "routes": (["ip", "route", "flush", "table", "700001"], "add route: -4"),
     "filter": (["tc", "filter", "del", "dev", "eth1", "ingress"], "eBPF program"),

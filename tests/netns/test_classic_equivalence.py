@@ -42,7 +42,8 @@ BACKENDS: Final = ("ebpf", "nft")
 TOOLS: Final[tuple[classic.Tool, ...]] = ("iptables-legacy", "iptables-nft")
 ROUTES: Final = tuple(DEFAULTS)
 
-#: The source lists are to decide nothing: all that is denied by default (VIPs, the node's own addresses) is allowed.
+#: The source lists are to decide nothing: what is denied by default is allowed, but for the node's own IPv4 addresses:
+#: `accept_local` leaves these to our list, and what the kernel does without it is to deny them, too.
 EQUIVALENT: Final = """\
 version: 1
 backend: {backend}
@@ -56,10 +57,6 @@ networks:
       other: {other}
       allow:
         - 198.51.100.0/24
-        - 198.51.100.10
-        - 172.31.0.1
-        - 172.31.1.1
-        - 172.31.2.1
         - "2001:db8:2::/64"
         - "2001:db8:2::10"
         - "2001:db8:ff:0::1"

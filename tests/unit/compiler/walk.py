@@ -11,6 +11,7 @@ from typing import Any
 from datapath.facts import Facts, IdFacts
 from datapath.kernel.ids import parse_ids
 from datapath.plan.model import Plan
+from datapath.plan.nft import IDS
 from datapath.plan.rtnl import Family, FibRule, RuleAction
 from datapath.policy import Policy
 
@@ -92,8 +93,9 @@ def facts_after(plan: Plan) -> Facts:
     """What the next compilation reads back from a kernel that has this plan."""
     if plan.table is None:
         return Facts()
-    ids = next(chain for chain in plan.table.chains if chain.name == "ids")
-    live = parse_ids(rule.comment for rule in ids.rules)
+    header = next(chain for chain in plan.table.chains if chain.name == IDS)
+    ids = next(item for item in plan.table.maps if item.name == IDS)
+    live = parse_ids([*(rule.comment for rule in header.rules), *dict(ids.elements).values()])
     return Facts(ids=live.ids, fwmark_mask=live.fwmark_mask, rule_bank=live.rule_bank)
 
 

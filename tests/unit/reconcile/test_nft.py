@@ -102,37 +102,31 @@ def test_nothing_differs_from_itself(name: str) -> None:
     assert diff_table(as_actual(table), table, spec=SPEC) == ""
 
 
-def test_a_new_network_touches_its_own_chains_and_elements_only() -> None:
-    before = compile_policy(policy([{}]), Facts())
-    after = compile_policy(policy([{}, {}]), facts_after(before))
+def test_a_new_network_is_one_more_element_whatever_there_is_already() -> None:
+    before = compile_policy(policy([{}] * 20), Facts())
+    after = compile_policy(policy([{}] * 21), facts_after(before))
     lines = diff_table(as_actual(before.table), after.table, spec=SPEC).splitlines()
-    assert {line.split()[4].strip("{") for line in lines} == {
-        "ids",
-        "save-n1",
-        "restore-n1",
-        "save",
-        "restore",
-    }
-    # The ids are a list of comments; no packet ever meets that chain.
-    assert [line for line in lines if line.startswith(("flush", "delete"))] == [f"flush chain {SPEC} ids"]
+    comment = "network=n20 fwmark=0x00150000 table=700021 slot=21"
+    assert lines == [f'add element {SPEC} ids {{ 0x00000015 comment "{comment}" }}']
 
 
-def test_a_network_that_goes_takes_its_elements_first_and_its_chains_last() -> None:
-    before = compile_policy(policy([{}, {}]), Facts())
-    after = compile_policy(policy([{}]), facts_after(before))
+def test_a_network_that_follows_takes_its_elements_first_and_its_chain_last() -> None:
+    before = compile_policy(policy([{"track": "last"}] * 2), Facts())
+    after = compile_policy(policy([{"track": "last"}]), facts_after(before))
     lines = diff_table(as_actual(before.table), after.table, spec=SPEC).splitlines()
-    elements = [i for i, line in enumerate(lines) if line.startswith("delete element")]
-    chains = [i for i, line in enumerate(lines) if line.startswith("delete chain")]
-    assert len(elements) == len(chains) == 2
-    assert max(elements) < min(chains)
-    assert not any("n0" in line for line in lines if not line.startswith("add rule inet datapath ids"))
+    assert [line.split(" {")[0] for line in lines] == [
+        f"flush chain {SPEC} follow-n1",
+        f"delete element {SPEC} follow",
+        f"delete element {SPEC} ids",
+        f"delete chain {SPEC} follow-n1",
+    ]
 
 
 DAMAGE: dict[str, Callable[[ActualTable], ActualTable]] = {
     "a foreign rule in our chain": lambda t: ActualTable(
-        {**t.chains, "save-n0": ActualChain((*t.chains["save-n0"].digests, None))}, t.maps
+        {**t.chains, "follow-n0": ActualChain((*t.chains["follow-n0"].digests, None))}, t.maps
     ),
-    "a rule of ours is gone": lambda t: ActualTable({**t.chains, "save-n0": ActualChain(())}, t.maps),
+    "a rule of ours is gone": lambda t: ActualTable({**t.chains, "follow-n0": ActualChain(())}, t.maps),
     "our rules in another order": lambda t: ActualTable(
         {**t.chains, "ingress": ActualChain(t.chains["ingress"].digests[::-1])}, t.maps
     ),
@@ -141,17 +135,20 @@ DAMAGE: dict[str, Callable[[ActualTable], ActualTable]] = {
         {name: chain for name, chain in t.chains.items() if name != "output"}, t.maps
     ),
     "an element is gone": lambda t: ActualTable(
-        t.chains, {**t.maps, "save": ActualMap("mark", "verdict", {})}
+        t.chains, {**t.maps, "follow": ActualMap("mark", "verdict", {})}
+    ),
+    "an id has changed": lambda t: ActualTable(
+        t.chains, {**t.maps, "ids": ActualMap("mark", "", {"0x00000001": "network=n0"})}
     ),
     "an element leads elsewhere": lambda t: ActualTable(
-        t.chains, {**t.maps, "save": ActualMap("mark", "verdict", {"0x00010000": "accept"})}
+        t.chains, {**t.maps, "follow": ActualMap("mark", "verdict", {"0x00010000": "accept"})}
     ),
 }
 
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_seen_and_healed_where_it_is(what: str) -> None:
-    table = compile_policy(policy([{}]), Facts()).table
+    table = compile_policy(policy([{"track": "last"}]), Facts()).table
     sound = as_actual(table)
     assert sound is not None
     damaged = DAMAGE[what](sound)
@@ -164,4 +161,4 @@ def test_damage_is_seen_and_healed_where_it_is(what: str) -> None:
         if damaged.chains.get(name) != sound.chains.get(name)
     }
     assert names <= differing
-    assert ("element" in text) == ("element" in what)
+    assert ("element" in text) == ("element" in what or "id" in what.split())
