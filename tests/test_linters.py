@@ -72,7 +72,8 @@ def test_every_source_file_names_its_licence() -> None:
     wrong = []
     for path in _code_files():
         # What is loaded into the kernel, also by a test that includes our program.
-        in_kernel = path.parts[0] == "bpf" or (path.parts[:2] == ("tests", "bpf") and path.suffix == ".c")
+        in_kernel = path.parts[0] == "bpf" or path.name.endswith(".bpf.c")
+        in_kernel |= path.parts[:2] == ("tests", "bpf") and path.suffix == ".c"
         licence = "GPL-2.0-only" if in_kernel else "Apache-2.0"
         head = (REPOSITORY / path).read_text(encoding="utf-8").splitlines()[:2]
         lines = [line for line in head if not line.startswith("#!")]

@@ -26,10 +26,24 @@ def apply(lab: Lab, tool: Tool = "iptables-nft") -> None:
     apply_to(lab.node, lab.networks, tool)
 
 
-def apply_to(node: Namespace, networks: Sequence[Network], tool: Tool = "iptables-nft") -> None:
-    """Configure any namespace by the recipe, one mark and one table per network (100 and 0x100 for the first)."""
-    for index, network in enumerate(networks):
-        node.ip(_routing(network, table=100 + index, mark=0x100 * (index + 1)))
+def apply_to(
+    node: Namespace, networks: Sequence[Network], tool: Tool = "iptables-nft", *, first_table: int = 100
+) -> None:
+    """Configure any namespace by the recipe, one mark and one table per network (0x100 for the first).
+
+    Args:
+        node: the namespace.
+        networks: its networks.
+        tool: which iptables.
+        first_table: of the first network; with many, one from which none of the kernel's own (253 to 255) is reached.
+    """
+    lines = [
+        line
+        for index, network in enumerate(networks)
+        for line in _routing(network, table=first_table + index, mark=0x100 * (index + 1))
+    ]
+    # By family: each run of lines of one family is one process, whatever their number.
+    node.ip(sorted(lines, key=lambda line: line[:2]))
     node.sysctl(
         {"net/ipv4/conf/all/rp_filter": 0} | {f"net/ipv4/conf/{n.device}/rp_filter": 0 for n in networks}
     )
