@@ -14,8 +14,10 @@ import contextlib
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from tools.bench import plan
@@ -61,6 +63,7 @@ class Ground:
     Attributes:
         networks: their numbers; the last one is measured.
         vlan, pod, default: its three connections.
+        files: a directory of its own, for the policy and the product's state.
     """
 
     node: Namespace
@@ -69,6 +72,7 @@ class Ground:
     vlan: Link
     pod: Link
     default: Link
+    files: Path
 
     @property
     def network(self) -> Network:
@@ -93,6 +97,7 @@ class Site:
         self._prefix = new_prefix()
         self._names: list[str] = []
         self._crowded: list[Namespace] = []
+        self._files = tempfile.TemporaryDirectory(prefix="datapath-bench-")
         self.around = self._namespace("far")
 
     def _namespace(self, role: str) -> Namespace:
@@ -114,6 +119,13 @@ class Site:
             )
         for name in self._names:
             remove(name)
+        self._files.cleanup()
+
+    def directory(self, name: str) -> Path:
+        """A directory that is removed in the end."""
+        path = Path(self._files.name, name)
+        path.mkdir()
+        return path
 
     def ground(self, count: int, *, all_devices: bool) -> Ground:
         """A node with `count` networks.
@@ -125,11 +137,12 @@ class Site:
         index = len(self._names)
         node = self._namespace(f"n{index}")
         measured = plan.network(count)
-        links = [
+        vlan, pod, default = (
             self._link(node, index, role, near)
             for role, near in enumerate((measured.device, plan.POD_DEVICE, plan.DEFAULT_DEVICE))
-        ]
-        built = Ground(node, self.around, range(1, count + 1), *links)
+        )
+        files = self.directory(node.name)
+        built = Ground(node, self.around, range(1, count + 1), vlan, pod, default, files)
         if all_devices and count > 1:
             self._crowd(node, count)
         _route(built)

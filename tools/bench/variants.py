@@ -7,10 +7,8 @@ Ours is always installed by `datapath apply` from a policy file, never by rules 
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from tools.bench import frames, plan
@@ -146,28 +144,14 @@ def apply(built: Ground, text: str) -> None:
     Raises:
         UnavailableError: it refuses the policy or the host; with its words.
     """
-    with tempfile.TemporaryDirectory(prefix="datapath-bench-") as name:
-        path = Path(name, "policy.yaml")
-        path.write_text(text, encoding="utf-8")
-        try:
-            built.node.run(
-                sys.executable,
-                "-m",
-                "datapath",
-                "apply",
-                str(path),
-                "--json",
-                "--state-dir",
-                state_directory(built),
-            )
-        except LabError as error:
-            lines = [line for line in str(error).splitlines() if "exit status" in line or "error:" in line]
-            raise UnavailableError(" ".join(lines)[:400]) from error
-
-
-def state_directory(built: Ground) -> str:
-    """Of the product in this node's namespace."""
-    return str(Path(tempfile.gettempdir(), f"{built.node.name}.state"))
+    path = built.files / "policy.yaml"
+    path.write_text(text, encoding="utf-8")
+    state = str(built.files / "state")
+    try:
+        built.node.run(sys.executable, "-m", "datapath", "apply", str(path), "--json", "--state-dir", state)
+    except LabError as error:
+        lines = [line for line in str(error).splitlines() if "rror" in line]
+        raise UnavailableError((lines or [str(error)])[-1][:400]) from error
 
 
 def floor(programs: Programs) -> Variant:
