@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import logging
 from dataclasses import dataclass
 
 from datapath.compiler import compile_policy
@@ -28,6 +29,7 @@ from datapath.plan.render import render_plan
 from datapath.policy import Backend as BackendWish
 from datapath.policy import LoadedPolicy, parse_policy
 from datapath.reconcile.actual import Actual, Record
+from datapath.reconcile.batches import batches
 from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import ChangeSet, reconcile
 from datapath.reconcile.present import carried_plan
@@ -315,9 +317,11 @@ class Controller:
 
     def _run(self, steps: tuple[Step, ...]) -> None:
         with Executor() as executor:
-            for step in steps:
-                self._log.debug("step_started", step=step.describe())
-                executor.run(step)
+            for batch in batches(steps):
+                if self._log.is_enabled_for(logging.DEBUG):
+                    for step in batch:
+                        self._log.debug("step_started", step=step.describe())
+                executor.run_batch(batch)
 
     def _verify(self, plan: Plan, state: State) -> Record:
         """Read the kernel back until it is as desired.
@@ -348,9 +352,9 @@ class Controller:
         """Back to the previous plan, as far as the kernel lets us; the record stays true either way."""
         try:
             changes = reconcile(observe(previous, state), previous, state.record)
-            for step in changes.steps:
+            for batch in batches(changes.steps):
                 with contextlib.suppress(KernelError), Executor() as executor:
-                    executor.run(step)
+                    executor.run_batch(batch)
             left = reconcile(observe(previous, state), previous, state.record)
         except DatapathError as error:
             self._log.error("rollback_incomplete", error=str(error))

@@ -15,10 +15,14 @@ Listener = Callable[[str], None]
 _listener: Listener | None = None
 
 
-def reached(name: str) -> None:
-    """Say that the operation `name` comes next. Does nothing unless somebody listens."""
+def reached(name: str | Callable[[], str]) -> None:
+    """Say that the operation `name` comes next. Does nothing unless somebody listens.
+
+    Args:
+        name: or what makes it, where that takes a while and comes by the thousand.
+    """
     if _listener is not None:
-        _listener(name)
+        _listener(name if isinstance(name, str) else name())
 
 
 @contextmanager

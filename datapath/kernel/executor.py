@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, assert_never
 
+from datapath.errors import KernelError
 from datapath.kernel import conntrack, ingress, sysctl, transaction
-from datapath.kernel.rtnl import Rtnl
+from datapath.kernel.rtnl import FibChange, Rtnl, Verb
 from datapath.points import reached
+from datapath.reconcile.batches import FibStep
 from datapath.reconcile.steps import (
     AddLink,
     AddRoute,
@@ -51,13 +54,16 @@ class Executor:
         elif isinstance(step, SyncIngress) and step.program.networks:
             ingress.verify(step.program)
 
-    def run(self, step: Step) -> None:  # noqa: C901, PLR0912  (one branch a kind of step)
+    def run(self, step: Step) -> None:
         """Carry out one step.
 
         Raises:
             KernelError: the kernel refused; the step has changed nothing.
         """
-        reached(step.describe())
+        if isinstance(step, FibStep):
+            self.run_batch((step,))
+            return
+        reached(step.describe)
         match step:
             case SetSysctl(key, new):
                 sysctl.write(key, new)
@@ -67,14 +73,6 @@ class Executor:
                 self._rtnl.delete_link(link.name)
             case SetLinkUp(name):
                 self._rtnl.set_up(name)
-            case AddRoute(route, replaces):
-                self._rtnl.add_route(route, replace=replaces is not None)
-            case DeleteRoute(route):
-                self._rtnl.delete_route(route)
-            case AddRule(rule):
-                self._rtnl.add_rule(rule)
-            case DeleteRule(rule):
-                self._rtnl.delete_rule(rule)
             case NftTransaction(text):
                 transaction.apply(text)
             case SyncIngress(program, clsact):
@@ -85,3 +83,42 @@ class Executor:
                 conntrack.translate(change)
             case _:
                 assert_never(step)
+
+    def run_batch(self, steps: Sequence[Step]) -> None:
+        """Carry out steps that `reconcile.batches` puts together: rules and routes in one act of the kernel.
+
+        Raises:
+            KernelError: the first refusal. The steps after it have been carried out all the same, unless it came
+                before the kernel was asked (a device is missing): then nothing was changed.
+        """
+        changes: list[FibChange] = []
+        refused: list[KernelError] = []
+        for step in steps:
+            if not isinstance(step, FibStep):
+                self.run(step)
+                continue
+            try:
+                reached(step.describe)
+            except KernelError as error:
+                # Whoever listens refuses in the kernel's place, which goes on with the rest of the batch.
+                refused.append(error)
+            else:
+                changes.append(_fib_change(step))
+        if changes:
+            self._rtnl.change(changes)
+        if refused:
+            raise refused[0]
+
+
+def _fib_change(step: FibStep) -> FibChange:
+    match step:
+        case AddRoute(route, replaces):
+            return FibChange(Verb.REPLACE if replaces is not None else Verb.ADD, route)
+        case DeleteRoute(route):
+            return FibChange(Verb.DELETE, route)
+        case AddRule(rule):
+            return FibChange(Verb.ADD, rule)
+        case DeleteRule(rule):
+            return FibChange(Verb.DELETE, rule)
+        case _:
+            assert_never(step)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dumps of links, addresses, rules and routes straight from rtnetlink, as plain dictionaries.
+"""Dumps of links, addresses, rules and routes straight from rtnetlink; `fib_codec.py` reads the last two.
 
-The keys are pyroute2's, so `kernel/rtnl.py` reads either. Its generic decoder takes half a millisecond a message:
-with 100 networks that is a second for every look at the kernel, and a daemon looks often.
+A generic decoder takes half a millisecond a message: with 100 networks that is a second for every look at the
+kernel, and a daemon looks often.
 """
 
 from __future__ import annotations
@@ -10,134 +10,143 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 from datapath.errors import KernelError
-from datapath.kernel.netlink import Netlink, attributes
+from datapath.facts import IpInterface, LinkFacts
+from datapath.kernel.netlink import ATTRIBUTE, TYPE_MASK, Netlink, attribute, attributes
+from datapath.reconcile.actual import ActualLink
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
+_IFINFO: Final = struct.Struct("=BxHiI4x")
+_IFADDR: Final = struct.Struct("=BBxxI")
+_U32: Final = struct.Struct("=I")
+_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 3, 5, 10, 18
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
+_IFLA_VLAN_ID, _IFLA_VLAN_PROTOCOL = 1, 5
 #: Without statistics a device is a quarter of the size.
 _IFLA_EXT_MASK, _SKIP_STATS = 29, 1 << 3
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_TABLE: Final = 15
-_Decode = Callable[[bytes], Any]
-_Schema = Mapping[int, tuple[str, _Decode]]
+_IFF_UP: Final = 1
 
 
-def _u32(value: bytes) -> int:
-    return int(struct.unpack_from("=I", value)[0])
+class LinkMessage(NamedTuple):
+    """One device.
+
+    Attributes:
+        attributes: those of `_LINK_WANTED` that it has, by type.
+    """
+
+    index: int
+    flags: int
+    name: str
+    attributes: Mapping[int, bytes]
 
 
-def _u16(value: bytes) -> int:
-    return int(struct.unpack_from("=H", value)[0])
+_LINK_WANTED: Final = frozenset({_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO})
+
+
+def dump_links(netlink: Netlink) -> list[LinkMessage]:
+    """All devices."""
+    extended = attribute(_IFLA_EXT_MASK, _U32.pack(_SKIP_STATS))
+    return [_link_message(body) for body in netlink.dump("links", _GETLINK, bytes(_IFINFO.size) + extended)]
+
+
+def _link_message(body: bytes) -> LinkMessage:
+    """Written out: a device has some forty attributes, and a node thousands of devices."""
+    _, _, index, flags = _IFINFO.unpack_from(body)
+    found: dict[int, bytes] = {}
+    offset, end, unpack = _IFINFO.size, len(body), ATTRIBUTE.unpack_from
+    while offset + 4 <= end:
+        length, kind = unpack(body, offset)
+        if length < 4:
+            break
+        if kind & TYPE_MASK in _LINK_WANTED:
+            found[kind & TYPE_MASK] = body[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return LinkMessage(index, flags, _text(found.get(_IFLA_IFNAME, b"")), found)
+
+
+def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
+    """The device as reconciliation sees it; `names` of all devices by ifindex."""
+    found = message.attributes
+    info = dict(attributes(found.get(_IFLA_LINKINFO, b"")))
+    kind = _text(info.get(_IFLA_INFO_KIND, b""))
+    vlan_id = protocol = 0
+    parent = ""
+    if kind == "vlan":
+        options = dict(attributes(info.get(_IFLA_INFO_DATA, b"")))
+        vlan_id = int(struct.unpack("=H", options.get(_IFLA_VLAN_ID, bytes(2)))[0])
+        protocol = int.from_bytes(options.get(_IFLA_VLAN_PROTOCOL, b""), "big")
+        parent = names.get(_number(found.get(_IFLA_LINK)), "")
+    # A VRF takes routing over, every other master the packets themselves.
+    slave_kind = _text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) or "vrf"
+    master = _number(found.get(_IFLA_MASTER)) if slave_kind != "vrf" else 0
+    return ActualLink(
+        message.name,
+        bool(message.flags & _IFF_UP),
+        kind,
+        parent,
+        vlan_id,
+        protocol,
+        port_of=names.get(master, "") if master else "",
+    )
+
+
+def dump_addresses(netlink: Netlink) -> Iterator[tuple[int, str]]:
+    """Ifindex and address with prefix length, of every address."""
+    for body in netlink.dump("addresses", _GETADDR, bytes(_IFADDR.size)):
+        _, length, index = _IFADDR.unpack_from(body)
+        found = dict(attributes(body, _IFADDR.size))
+        # Of a point-to-point device the second is the other end's.
+        address = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+        if address:
+            family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+            yield index, f"{socket.inet_ntop(family, address)}/{length}"
+
+
+def link_facts(
+    links: Iterable[ActualLink], addresses: Mapping[str, list[IpInterface]]
+) -> tuple[LinkFacts, ...]:
+    """Devices with their addresses, sorted, as the compiler may know them."""
+    return tuple(
+        LinkFacts(
+            name=link.name,
+            kind=link.kind,
+            parent=link.parent,
+            vlan_id=link.vlan_id,
+            vlan_protocol=link.vlan_protocol,
+            up=link.up,
+            addresses=tuple(sorted(addresses.get(link.name, []), key=lambda a: (a.version, int(a), str(a)))),
+        )
+        for link in sorted(links, key=lambda link: link.name)
+    )
+
+
+def dump_rules(netlink: Netlink, family: int) -> list[bytes]:
+    """Bodies of all rules of a family; the kernel has no filter for these."""
+    return netlink.dump("rules", _GETRULE, struct.pack("=B11x", family))
+
+
+def dump_routes(netlink: Netlink, family: int, *, protocol: int = 0, table: int = 0) -> list[bytes]:
+    """Bodies of the routes of a family, those of one protocol or of one table, if asked."""
+    request = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, protocol, 0, 0, 0)
+    if table:
+        request += attribute(_RTA_TABLE, _U32.pack(table))
+    try:
+        return netlink.dump("routes", _GETROUTE, request)
+    except KernelError as error:
+        # A table that does not exist is an empty one.
+        if error.errno != errno.ENOENT:
+            raise
+        return []
+
+
+def _number(value: bytes | None) -> int:
+    return int(_U32.unpack(value)[0]) if value else 0
 
 
 def _text(value: bytes) -> str:
     return value.rstrip(b"\0").decode(errors="replace")
-
-
-def _address(value: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
-
-
-def _nested(schema: _Schema) -> _Decode:
-    return lambda value: dict(_attributes(value, 0, schema))
-
-
-_LINK: Final[_Schema] = {
-    3: ("IFLA_IFNAME", _text),
-    5: ("IFLA_LINK", _u32),
-    10: ("IFLA_MASTER", _u32),
-    18: (
-        "IFLA_LINKINFO",
-        _nested(
-            {
-                1: ("IFLA_INFO_KIND", _text),
-                2: ("IFLA_INFO_DATA", bytes),
-                4: ("IFLA_INFO_SLAVE_KIND", _text),
-            }
-        ),
-    ),
-}
-#: Each kind numbers its data in its own way.
-_LINK_DATA: Final[Mapping[str, _Schema]] = {
-    "vlan": {1: ("IFLA_VLAN_ID", _u16), 5: ("IFLA_VLAN_PROTOCOL", _u16)},
-    "vrf": {1: ("IFLA_VRF_TABLE", _u32)},
-}
-_ADDRESS: Final[_Schema] = {1: ("IFA_ADDRESS", _address), 2: ("IFA_LOCAL", _address)}
-_ROUTE: Final[_Schema] = {
-    1: ("RTA_DST", _address),
-    4: ("RTA_OIF", _u32),
-    5: ("RTA_GATEWAY", _address),
-    6: ("RTA_PRIORITY", _u32),
-    15: ("RTA_TABLE", _u32),
-}
-_RULE: Final[_Schema] = {
-    1: ("FRA_DST", _address),
-    2: ("FRA_SRC", _address),
-    4: ("FRA_GOTO", _u32),
-    6: ("FRA_PRIORITY", _u32),
-    10: ("FRA_FWMARK", _u32),
-    15: ("FRA_TABLE", _u32),
-    16: ("FRA_FWMASK", _u32),
-    21: ("FRA_PROTOCOL", lambda value: value[0]),
-}
-
-
-class RtnlDump:
-    """One rtnetlink socket for dumps."""
-
-    def __init__(self) -> None:
-        self._netlink = Netlink()
-
-    def close(self) -> None:
-        self._netlink.close()
-
-    def get_links(self) -> Iterator[dict[str, Any]]:
-        """All devices: `index`, `flags` and the attributes of `_LINK`."""
-        extended = struct.pack("=HHI", 8, _IFLA_EXT_MASK, _SKIP_STATS)
-        for body in self._netlink.dump("links", _GETLINK, bytes(16) + extended):
-            _, _, index, flags = struct.unpack_from("=BxHiI", body)
-            link = {"index": index, "flags": flags, **dict(_attributes(body, 16, _LINK))}
-            info = link.get("IFLA_LINKINFO", {})
-            schema = _LINK_DATA.get(info.get("IFLA_INFO_KIND", ""), {})
-            info["IFLA_INFO_DATA"] = dict(_attributes(info.get("IFLA_INFO_DATA", b""), 0, schema))
-            yield link
-
-    def get_addr(self) -> Iterator[dict[str, Any]]:
-        """All addresses: `family`, `prefixlen`, `index` and the attributes of `_ADDRESS`."""
-        for body in self._netlink.dump("addresses", _GETADDR, bytes(8)):
-            family, length, index = struct.unpack_from("=BBxxI", body)
-            fixed = {"family": family, "prefixlen": length, "index": index}
-            yield {**fixed, **dict(_attributes(body, 8, _ADDRESS))}
-
-    def get_rules(self, family: int) -> Iterator[dict[str, Any]]:
-        """All rules of a family: `dst_len`, `src_len`, `table`, `action` and the attributes of `_RULE`."""
-        for body in self._netlink.dump("rules", _GETRULE, struct.pack("=B11x", family)):
-            _, to_length, from_length, _, table, action = struct.unpack_from("=BBBBBxxB", body)
-            fixed = {"dst_len": to_length, "src_len": from_length, "table": table, "action": action}
-            yield {**fixed, **dict(_attributes(body, 12, _RULE))}
-
-    def get_routes(self, family: int, proto: int = 0, table: int = 0) -> Iterator[dict[str, Any]]:
-        """Routes of a family, those of one protocol or of one table, if asked."""
-        request = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, proto, 0, 0, 0)
-        if table:
-            request += struct.pack("=HHI", 8, _RTA_TABLE, table)
-        try:
-            bodies = self._netlink.dump("routes", _GETROUTE, request)
-        except KernelError as error:
-            # A table that does not exist is an empty one.
-            if error.errno != errno.ENOENT:
-                raise
-            return
-        for body in bodies:
-            family_, length, _, _, small, protocol, _, kind = struct.unpack_from("=8B", body)
-            fixed = {"family": family_, "dst_len": length, "table": small, "proto": protocol, "type": kind}
-            yield {**fixed, **dict(_attributes(body, 12, _ROUTE))}
-
-
-def _attributes(body: bytes, offset: int, schema: _Schema) -> Iterator[tuple[str, Any]]:
-    for kind, value in attributes(body, offset):
-        known = schema.get(kind)
-        if known is not None:
-            yield known[0], known[1](value)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datapath.plan.ingress import IngressProgram, VlanProtocol
 from datapath.plan.model import Backend, Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
-from datapath.plan.rtnl import FibRule, Route, RuleAction, VlanLink
+from datapath.plan.rtnl import FibRule, Route, VlanLink
 from datapath.reconcile.actual import Actual, Record
+from datapath.reconcile.batches import rule_phase
 from datapath.reconcile.nft import as_actual, diff_table
 from datapath.reconcile.present import carried_program, needed_devices, ready_devices
 from datapath.reconcile.steps import (
@@ -190,8 +191,7 @@ def _adding_order(rule: FibRule) -> tuple[int, ...]:
     So nothing is sent away before its exemption is there, and a short cut through the tree exists only
     while all leaves that it leads to do. Deleting goes the other way.
     """
-    phase = 1 if rule.action is RuleAction.LOOKUP else 2 if rule.fwmask else 0
-    return (phase, rule.family, -rule.priority, *rule.sort_key()[2:])
+    return (rule_phase(rule), rule.family, -rule.priority, *rule.sort_key()[2:])
 
 
 def _ingress_differs(actual: Actual, program: IngressProgram, record: Record) -> bool:
