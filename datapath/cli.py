@@ -288,7 +288,10 @@ def _status(arguments: argparse.Namespace) -> int:
         else:
             print("no policy is in force in this namespace")
         return 0
-    status = make_status(drift.plan, drift.state, drift.steps, drift.waiting, read_counters(drift.plan))
+    counters, programs = read_counters(drift.plan), drift.actual.ingress
+    status = make_status(
+        drift.plan, drift.state, drift.steps, drift.waiting, counters, programs=programs
+    )
     if arguments.json:
         _print_json(status.as_json())
     else:

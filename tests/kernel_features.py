@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +37,14 @@ def _nft(*statements: str) -> _Probe:
 # Every kernel that can run the tests at all has veth, so it carries the other kinds.
 _PARENT: Final = ("ip", "link", "add", "parent0", "type", "veth", "peer", "name", "parent1")
 
+# BPF_PROG_QUERY of BPF_TCX_INGRESS at loopback: bpftool of Debian 12 knows nothing of it.
+_TCX: Final = """
+import ctypes
+count, flags = ctypes.c_uint32(0), ctypes.c_uint32(0)
+query = ctypes.CDLL("libbpf.so.1").bpf_prog_query
+raise SystemExit(query(1, 46, 0, ctypes.byref(flags), None, ctypes.byref(count)) != 0)
+"""
+
 PROBES: Final[dict[str, _Probe]] = {
     "8021q": _Probe(
         (_PARENT, ("ip", "link", "add", "link", "parent0", "name", "p.1", "type", "vlan", "id", "1"))
@@ -55,6 +64,7 @@ PROBES: Final[dict[str, _Probe]] = {
     "nf_flow_table": _nft("add flowtable inet probe f { hook ingress priority 0; devices = { lo }; }"),
     "nf_tables": _nft(),
     "nft_fib": _nft("add rule inet probe c fib saddr . iif oif missing drop"),
+    "tcx": _Probe(((sys.executable, "-c", _TCX),)),
     "veth": _link("veth", "peer", "name", "probe1"),
     "vrf": _link("vrf", "table", "4242"),
 }

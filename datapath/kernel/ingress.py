@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 
 from datapath.errors import EbpfError, KernelError
-from datapath.kernel import bpf
+from datapath.kernel import bpf, tc
+from datapath.kernel.bpf import tcx
 from datapath.plan.ingress import IngressProgram
+from datapath.plan.tc import Direction, Hook
 from datapath.reconcile.actual import ActualIngress
 
 #: What the preflight verified: the very program that is attached after it, so it is compiled once.
@@ -29,6 +31,8 @@ def observe(desired: IngressProgram) -> ActualIngress:
         differences=differences,
         clsact=state.clsact,
         foreign=frozenset(name for name, _ in state.conflicts),
+        hook=state.hook,
+        ahead=state.ahead,
     )
 
 
@@ -39,7 +43,7 @@ def _describe(diff: bpf.IngressDiff) -> tuple[str, ...]:
     if diff.update is not None:
         found.append(f"the maps of program {diff.update} differ")
     if diff.attach and not diff.reload:
-        found.append(f"not attached to {', '.join(diff.attach)}")
+        found.append(f"not attached as it should be to {', '.join(diff.attach)}")
     if diff.detach:
         found.append(f"attached to {', '.join(diff.detach)}")
     return tuple(found)
@@ -76,7 +80,7 @@ def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
 
     Args:
         desired: what the program must know; no networks detach it everywhere.
-        clsact: devices whose clsact qdisc we made; it goes with our filter if nobody else uses it.
+        clsact: devices whose clsact qdisc we made; it goes where we need it no more, if nobody else uses it.
 
     Raises:
         ConflictError: somebody else's filter is in our place.
@@ -89,8 +93,11 @@ def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
             bpf.switch(loaded, state, diff.attach)
     else:
         _update_in_place(desired, state, diff)
-    for ifname in sorted({*diff.detach, *(clsact - set(desired.attachments))}):
-        bpf.detach(ifname, remove_clsact=ifname in clsact)
+    for ifname in diff.detach:
+        bpf.detach(ifname, remove_clsact=False)
+    needed = set(desired.attachments) if state.hook is Hook.CLSACT else set()
+    for ifname in sorted(clsact - needed):
+        tc.remove_clsact(ifname)
 
 
 def _update_in_place(desired: IngressProgram, state: bpf.IngressState, diff: bpf.IngressDiff) -> None:
@@ -101,6 +108,17 @@ def _update_in_place(desired: IngressProgram, state: bpf.IngressState, diff: bpf
         with bpf.LoadedIngress.open(program_id) as loaded:
             for ifname in diff.attach:
                 bpf.attach(loaded, ifname)
+
+
+def glance(desired: IngressProgram) -> tuple[tuple[int, ...], ...]:
+    """What runs at our devices, as far as no event would tell of a change; the same value, the same programs."""
+    if not tcx.is_supported():
+        return ()
+    indexes = tc.ifindexes()
+    return tuple(
+        (indexes.get(name, 0), *tcx.programs(indexes.get(name, 0), Direction.INGRESS))
+        for name in desired.attachments
+    )
 
 
 def attached_program() -> int | None:

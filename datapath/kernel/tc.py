@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tc: our one filter at the ingress of a device, and what else is attached there.
+"""tc filters: at most one of ours at each hook of a device, and what else is there.
 
 Ours is the bpf filter with `TC_PRIORITY`, `TC_HANDLE` and `FILTER_NAME`; a filter of someone else in that
 place is a conflict, never replaced. The namespace is that of the process.
@@ -7,22 +7,18 @@ place is a conflict, never replaced. The namespace is that of the process.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import socket
+import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import Final
 
 from datapath.errors import ConflictError, KernelError
-from datapath.kernel.tc_dump import TcDump
+from datapath.kernel import tc_dump
+from datapath.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Netlink, Request, attribute
+from datapath.kernel.tc_dump import TCMSG
+from datapath.plan.tc import Direction
 from datapath.points import reached
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: Early, because a filter that answers TC_ACT_OK ends the chain; 1 is what most others choose explicitly,
 #: 49152 and down is what the kernel chooses for those that do not.
@@ -30,16 +26,23 @@ TC_PRIORITY: Final = 77
 TC_HANDLE: Final = 0x6470
 FILTER_NAME: Final = "datapath"
 
+# linux/rtnetlink.h, linux/pkt_cls.h, linux/if_ether.h
+_NEWQDISC, _DELQDISC, _NEWTFILTER, _DELTFILTER = 36, 37, 44, 45
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
+_TCA_BPF_FLAG_ACT_DIRECT: Final = 1
+_ETH_P_ALL: Final = 3
 # linux/pkt_sched.h: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS / TC_H_MIN_EGRESS). The older `ingress` qdisc
-# takes filters at the same place.
-_INGRESS: Final = 0xFFFFFFF2
-_EGRESS: Final = 0xFFFFFFF3
+# takes filters at the first place only.
+_PARENTS: Final = {Direction.INGRESS: 0xFFFFFFF2, Direction.EGRESS: 0xFFFFFFF3}
+_CLSACT: Final = 0xFFFFFFF1
+_CLSACT_HANDLE: Final = 0xFFFF0000
 _CLSACT_KINDS: Final = frozenset({"clsact", "ingress"})
 
 
 @dataclass(frozen=True, slots=True)
-class IngressFilter:
-    """One filter at a device's ingress.
+class TcFilter:
+    """One filter of a device.
 
     Attributes:
         program_id: of a bpf filter, otherwise 0.
@@ -47,6 +50,7 @@ class IngressFilter:
     """
 
     ifindex: int
+    direction: Direction
     kind: str
     priority: int
     handle: int
@@ -66,20 +70,20 @@ class IngressFilter:
 
 @dataclass(frozen=True, slots=True)
 class TcState:
-    """Ingress of all devices of the namespace.
+    """Filters of all devices of the namespace.
 
     Attributes:
-        filters: every ingress filter of every device.
+        filters: every ingress and egress filter of every device.
         clsact: ifindexes of devices with a qdisc that takes ingress filters.
     """
 
-    filters: tuple[IngressFilter, ...]
+    filters: tuple[TcFilter, ...]
     clsact: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class AttachResult:
-    """What attaching changed besides the filter.
+    """What attaching changed besides the program.
 
     Attributes:
         created_clsact: the device had none before; to be remembered for `detach_filter`.
@@ -88,114 +92,122 @@ class AttachResult:
     created_clsact: bool
 
 
-@contextlib.contextmanager
-def _netlink(operation: str) -> Iterator[Any]:
-    try:
-        with IPRoute() as ipr:
-            yield ipr
-    except NetlinkError as error:
-        raise KernelError(operation, os.strerror(error.code), errno=error.code) from error
-    except OSError as error:
-        raise KernelError(operation, str(error), errno=error.errno or 0) from error
-
-
 def ifindexes() -> dict[str, int]:
     """Every device of the namespace by name."""
     return {name: index for index, name in socket.if_nameindex()}
 
 
-def _ifindex(operation: str, ifname: str) -> int:
-    try:
-        return socket.if_nametoindex(ifname)
-    except OSError as error:
-        raise KernelError(operation, f"there is no device {ifname}", errno=errno.ENODEV) from error
-
-
-def _filters(dump: TcDump, ifindex: int, parent: int = _INGRESS) -> list[IngressFilter]:
+def _filters(netlink: Netlink, ifindex: int, direction: Direction) -> list[TcFilter]:
     return [
-        IngressFilter(
+        TcFilter(
             ifindex=ifindex,
+            direction=direction,
             kind=found.kind,
             priority=found.priority,
             handle=found.handle,
             program_id=found.program_id,
             name=found.name,
         )
-        for found in dump.filters(ifindex, parent)
+        for found in tc_dump.filters(netlink, ifindex, _PARENTS[direction])
     ]
 
 
-def _clsact_devices(dump: TcDump, ifindex: int = 0) -> frozenset[int]:
-    return frozenset(qdisc.ifindex for qdisc in dump.qdiscs(ifindex) if qdisc.kind in _CLSACT_KINDS)
+def _all_filters(netlink: Netlink, ifindex: int) -> list[TcFilter]:
+    return [found for direction in Direction for found in _filters(netlink, ifindex, direction)]
+
+
+def _clsact_devices(netlink: Netlink, ifindex: int = 0) -> frozenset[int]:
+    found = tc_dump.qdiscs(netlink, ifindex)
+    return frozenset(qdisc.ifindex for qdisc in found if qdisc.kind in _CLSACT_KINDS)
 
 
 def observe_tc() -> TcState:
-    """All ingress filters of the namespace.
+    """All filters of the namespace that see whole devices.
 
     Raises:
         KernelError: netlink failed.
     """
-    with TcDump() as dump:
+    with Netlink() as netlink:
         # One dump for all devices: only those with such a qdisc can have filters.
-        devices = _clsact_devices(dump)
-        filters = [found for index in sorted(devices) for found in _filters(dump, index)]
+        devices = _clsact_devices(netlink)
+        filters = [found for index in sorted(devices) for found in _all_filters(netlink, index)]
     return TcState(filters=tuple(filters), clsact=devices)
 
 
-def _refuse_foreign(ifname: str, filters: list[IngressFilter]) -> None:
+def _refuse_foreign(ifname: str, filters: list[TcFilter]) -> None:
     for found in filters:
         if found.is_our_place and not found.is_ours:
             raise ConflictError(
-                f"{ifname}: tc ingress priority {TC_PRIORITY} is taken by a {found.kind} filter "
+                f"{ifname}: tc {found.direction} priority {TC_PRIORITY} is taken by a {found.kind} filter "
                 f"(handle {found.handle:#x}{f', name {found.name}' if found.name else ''})",
                 hint="remove that filter or give it another priority",
             )
 
 
-def attach_filter(ifname: str, program_fd: int) -> AttachResult:
-    """Attach the program at the ingress of a device, or replace our older one there in one step.
+def attach_filter(ifname: str, program_fd: int, direction: Direction = Direction.INGRESS) -> AttachResult:
+    """Attach the program at a hook of a device, or replace our older one there in one step.
 
     Raises:
         ConflictError: a filter of someone else is in our place; nothing was changed.
         KernelError: no such device, or the kernel refused.
     """
     operation = f"attach the eBPF program to {ifname}"
-    index = _ifindex(operation, ifname)
-    with TcDump() as dump, _netlink(operation) as ipr:
-        _refuse_foreign(ifname, _filters(dump, index))
-        created = not _clsact_devices(dump, index) and _add_clsact(ipr, index)
-        reached(f"attach the filter to {ifname}")
-        ipr.tc(
-            "replace-filter",
-            "bpf",
-            index=index,
-            parent=_INGRESS,
-            handle=TC_HANDLE,
-            prio=TC_PRIORITY,
-            fd=program_fd,
-            name=FILTER_NAME,
-            direct_action=True,
+    try:
+        index = socket.if_nametoindex(ifname)
+    except OSError as error:
+        raise KernelError(operation, f"there is no device {ifname}", errno=errno.ENODEV) from error
+    with Netlink() as netlink:
+        _refuse_foreign(ifname, _filters(netlink, index, direction))
+        created = not _clsact_devices(netlink, index) and _add_clsact(netlink, operation, index)
+        reached(f"attach the {direction} filter to {ifname}")
+        options = (
+            attribute(_TCA_BPF_FD, struct.pack("=I", program_fd))
+            + attribute(_TCA_BPF_NAME, FILTER_NAME.encode() + b"\0")
+            + attribute(_TCA_BPF_FLAGS, struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT))
         )
+        request = _filter_request(_NEWTFILTER, F_CREATE | F_REPLACE, index, direction, options)
+        _change(netlink, operation, request)
     return AttachResult(created_clsact=created)
 
 
-def _add_clsact(ipr: Any, ifindex: int) -> bool:
-    reached("add clsact")
-    try:
-        ipr.tc("add", "clsact", index=ifindex)
-    except NetlinkError as error:
-        if error.code == errno.EEXIST:  # someone was faster: then it is theirs
-            return False
-        raise
+def _filter_request(
+    kind: int, flags: int, ifindex: int, direction: Direction, options: bytes = b""
+) -> Request:
+    info = TC_PRIORITY << 16 | socket.htons(_ETH_P_ALL)
+    body = TCMSG.pack(socket.AF_UNSPEC, ifindex, TC_HANDLE, _PARENTS[direction], info)
+    body += attribute(_TCA_KIND, b"bpf\0")
+    return Request(kind, flags, body + attribute(_TCA_OPTIONS, options) if options else body)
+
+
+def _clsact_request(kind: int, flags: int, ifindex: int) -> Request:
+    body = TCMSG.pack(socket.AF_UNSPEC, ifindex, _CLSACT_HANDLE, _CLSACT, 0)
+    return Request(kind, flags, body + attribute(_TCA_KIND, b"clsact\0"))
+
+
+def _change(
+    netlink: Netlink, operation: str, request: Request, *, harmless: frozenset[int] = frozenset()
+) -> bool:
+    """Whether the change was made; False for a refusal that does no harm."""
+    for refusal in netlink.change([request]):
+        if refusal.errno not in harmless:
+            raise KernelError(operation, refusal.reason, errno=refusal.errno)
+        return False
     return True
 
 
-def detach_filter(ifname: str, *, remove_clsact: bool) -> bool:
+def _add_clsact(netlink: Netlink, operation: str, ifindex: int) -> bool:
+    reached("add clsact")
+    request = _clsact_request(_NEWQDISC, F_CREATE | F_EXCL, ifindex)
+    # Somebody was faster: then it is theirs.
+    return _change(netlink, operation, request, harmless=frozenset({errno.EEXIST}))
+
+
+def detach_filter(ifname: str, direction: Direction = Direction.INGRESS) -> bool:
     """Remove our filter; nothing of others.
 
     Args:
         ifname: the device; one that is gone is no error.
-        remove_clsact: the qdisc was made by us. It is removed only if no filter of anyone is left on it.
+        direction: the hook.
 
     Returns:
         whether our filter was there.
@@ -208,20 +220,28 @@ def detach_filter(ifname: str, *, remove_clsact: bool) -> bool:
         index = socket.if_nametoindex(ifname)
     except OSError:
         return False
-    with TcDump() as dump, _netlink(operation) as ipr:
-        ours = any(found.is_ours for found in _filters(dump, index))
+    with Netlink() as netlink:
+        ours = any(found.is_ours for found in _filters(netlink, index, direction))
         if ours:
-            reached(f"delete the filter of {ifname}")
-            ipr.tc("del-filter", "bpf", index=index, parent=_INGRESS, handle=TC_HANDLE, prio=TC_PRIORITY)
-        if remove_clsact and not any(_filters(dump, index, hook) for hook in (_INGRESS, _EGRESS)):
-            reached(f"delete clsact from {ifname}")
-            _delete_clsact(ipr, index)
+            reached(f"delete the {direction} filter of {ifname}")
+            _change(netlink, operation, _filter_request(_DELTFILTER, 0, index, direction))
     return ours
 
 
-def _delete_clsact(ipr: Any, ifindex: int) -> None:
+def remove_clsact(ifname: str) -> None:
+    """Remove a clsact qdisc that we made, unless a filter of anyone is left on it.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
     try:
-        ipr.tc("del", "clsact", index=ifindex)
-    except NetlinkError as error:
-        if error.code not in {errno.ENOENT, errno.EINVAL, errno.ENODEV}:
-            raise
+        index = socket.if_nametoindex(ifname)
+    except OSError:
+        return
+    with Netlink() as netlink:
+        if index not in _clsact_devices(netlink, index) or _all_filters(netlink, index):
+            return
+        reached(f"delete clsact from {ifname}")
+        gone = frozenset({errno.ENOENT, errno.EINVAL, errno.ENODEV})
+        request = _clsact_request(_DELQDISC, 0, index)
+        _change(netlink, f"remove clsact from {ifname}", request, harmless=gone)

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dumps of qdiscs and filters straight from rtnetlink.
-
-pyroute2 0.9 does not decode the program id of a bpf filter (`TCA_BPF_ID`), and a filter dump is a request per
-device: with 4,000 devices the generic decoder would take seconds.
-"""
+"""Qdiscs and filters as the kernel lists them."""
 
 from __future__ import annotations
 
@@ -11,12 +7,12 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
-from datapath.kernel.netlink import Netlink, attributes
+from datapath.kernel.netlink import attributes
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from datapath.kernel.netlink import Netlink
 
 # linux/rtnetlink.h, linux/pkt_cls.h
 _RTM_GETQDISC: Final = 38
@@ -25,7 +21,9 @@ _TCA_KIND: Final = 1
 _TCA_OPTIONS: Final = 2
 _TCA_BPF_NAME: Final = 7
 _TCA_BPF_ID: Final = 11
-_TCMSG: Final = struct.Struct("=BxxxiIII")
+
+#: struct tcmsg: family, ifindex, handle, parent, info.
+TCMSG: Final = struct.Struct("=BxxxiIII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +46,35 @@ class TcObject:
     name: str
 
 
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
+def qdiscs(netlink: Netlink, ifindex: int = 0) -> list[TcObject]:
+    """All qdiscs of the namespace, or of one device.
+
+    Raises:
+        KernelError: netlink failed.
+    """
+    # The kernel ignores the ifindex of a qdisc dump: filter here.
+    found = _dump(netlink, "qdiscs", _RTM_GETQDISC, 0, 0)
+    return [qdisc for qdisc in found if ifindex in {0, qdisc.ifindex}]
 
 
-def _decode(payload: bytes) -> TcObject:
-    _, ifindex, handle, parent, info = _TCMSG.unpack_from(payload)
-    found = dict(attributes(payload, _TCMSG.size))
+def filters(netlink: Netlink, ifindex: int, parent: int) -> list[TcObject]:
+    """All filters at one hook of one device; nothing where device or qdisc do not exist.
+
+    Raises:
+        KernelError: netlink failed.
+    """
+    found = _dump(netlink, "tc filters", _RTM_GETTFILTER, ifindex, parent)
+    return [item for item in found if item.handle]
+
+
+def _dump(netlink: Netlink, what: str, message_type: int, ifindex: int, parent: int) -> list[TcObject]:
+    request = TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, parent, 0)
+    return [_decode(body) for body in netlink.dump(what, message_type, request)]
+
+
+def _decode(body: bytes) -> TcObject:
+    _, ifindex, handle, parent, info = TCMSG.unpack_from(body)
+    found = dict(attributes(body, TCMSG.size))
     kind = _text(found.get(_TCA_KIND, b""))
     program_id, name = 0, ""
     if kind == "bpf":
@@ -72,38 +92,5 @@ def _decode(payload: bytes) -> TcObject:
     )
 
 
-class TcDump:
-    """One rtnetlink socket for many dumps; a context manager."""
-
-    def __init__(self) -> None:
-        self._netlink = Netlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._netlink.close()
-
-    def qdiscs(self, ifindex: int = 0) -> list[TcObject]:
-        """All qdiscs of the namespace, or of one device.
-
-        Raises:
-            KernelError: netlink failed.
-        """
-        # The kernel ignores the ifindex of a qdisc dump: filter here.
-        found = self._dump(_RTM_GETQDISC, 0, 0)
-        return [qdisc for qdisc in found if ifindex in {0, qdisc.ifindex}]
-
-    def filters(self, ifindex: int, parent: int) -> list[TcObject]:
-        """All filters at one hook of one device; nothing where device or qdisc do not exist.
-
-        Raises:
-            KernelError: netlink failed.
-        """
-        return [found for found in self._dump(_RTM_GETTFILTER, ifindex, parent) if found.handle]
-
-    def _dump(self, message_type: int, ifindex: int, parent: int) -> list[TcObject]:
-        body = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, parent, 0)
-        return [_decode(payload) for payload in self._netlink.dump("tc objects", message_type, body)]
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")

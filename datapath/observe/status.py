@@ -12,6 +12,7 @@ from datapath.kernel.counters import NetworkCounters
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import NetworkIds, Plan
 from datapath.policy import parse_policy
+from datapath.reconcile.actual import ActualIngress
 from datapath.reconcile.steps import Step
 from datapath.state import State
 
@@ -59,6 +60,7 @@ class Status:
     generation: int
     backend: str
     backend_reason: str
+    hook: str
     networks: tuple[NetworkStatus, ...]
     drift: tuple[str, ...]
     notes: tuple[str, ...]
@@ -69,6 +71,7 @@ class Status:
             "generation": self.generation,
             "backend": self.backend,
             "backend_reason": self.backend_reason,
+            "hook": self.hook,
             "networks": [network.as_json() for network in self.networks],
             "drift": list(self.drift),
             "notes": list(self.notes),
@@ -76,8 +79,12 @@ class Status:
 
     def render(self) -> str:
         """A table for a terminal."""
+        how = f", attached by {self.hook}" if self.hook else ""
         lines = [
-            f"policy {self.policy}, generation {self.generation}, backend {self.backend} ({self.backend_reason})"
+            (
+                f"policy {self.policy}, generation {self.generation},"
+                f" backend {self.backend} ({self.backend_reason}){how}"
+            )
         ]
         head = (
             "NETWORK",
@@ -107,8 +114,14 @@ class Status:
         return "\n".join(lines)
 
 
-def make_status(
-    plan: Plan, state: State, steps: Sequence[Step], waiting: Iterable[str], counters: NetworkCounters
+def make_status(  # noqa: PLR0913  (one argument a source of what is told)
+    plan: Plan,
+    state: State,
+    steps: Sequence[Step],
+    waiting: Iterable[str],
+    counters: NetworkCounters,
+    *,
+    programs: ActualIngress | None = None,
 ) -> Status:
     """From the comparison with the kernel and what was counted."""
     policy = parse_policy(state.policy.encode(), state.policy_name).policy
@@ -132,13 +145,22 @@ def make_status(
         state.generation,
         str(plan.backend),
         plan.backend_reason,
+        str(programs.hook) if programs is not None and programs.attached else "",
         tuple(networks),
         (
             *(f"device {name} is missing or down: bring it back" for name in sorted(waiting)),
             *(step.describe() for step in steps),
         ),
-        (*(note.render() for note in plan.notes), *_probation(state)),
+        (*(note.render() for note in plan.notes), *_ahead(programs), *_probation(state)),
     )
+
+
+def _ahead(programs: ActualIngress | None) -> Iterator[str]:
+    for device, name in programs.ahead if programs is not None else ():
+        yield (
+            f"warning: {device}: the tcx program {name} sees packets before ours; those that it drops, redirects or"
+            " accepts for good do not reach ours"
+        )
 
 
 def _probation(state: State) -> Iterator[str]:

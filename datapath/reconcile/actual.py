@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from datapath.plan.nft import BaseChain
 from datapath.plan.rtnl import Family, FibRule, Route
+from datapath.plan.tc import Hook
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,16 @@ class ActualIngress:
         differences: what is not as desired, in words; empty where all is.
         clsact: devices that have a clsact qdisc, whoever made it.
         foreign: devices where somebody else sits at our filter's priority and handle.
+        hook: how this kernel takes the program; with tcx no qdisc is needed.
+        ahead: device and name of each program of others that sees packets before ours.
     """
 
     attached: frozenset[str] = frozenset()
     differences: tuple[str, ...] = ()
     clsact: frozenset[str] = frozenset()
     foreign: frozenset[str] = frozenset()
+    hook: Hook = Hook.CLSACT
+    ahead: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

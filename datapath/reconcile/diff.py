@@ -15,6 +15,7 @@ from datapath.plan.ingress import IngressProgram, VlanProtocol
 from datapath.plan.model import Backend, Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import FibRule, Route, VlanLink
+from datapath.plan.tc import Hook
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.batches import rule_phase
 from datapath.reconcile.nft import as_actual, diff_table
@@ -196,20 +197,24 @@ def _adding_order(rule: FibRule) -> tuple[int, ...]:
 
 def _ingress_differs(actual: Actual, program: IngressProgram, record: Record) -> bool:
     wanted = frozenset(program.attachments)
-    # Our qdisc without our filter: the attachment failed, or somebody deleted the filter alone.
-    orphans = (record.clsact & actual.ingress.clsact) - wanted
+    # Our qdisc without our filter: an attachment failed, somebody deleted the filter alone, or tcx took over.
+    orphans = (record.clsact & actual.ingress.clsact) - _needs_clsact(actual, program)
     return actual.ingress.attached != wanted or bool(actual.ingress.differences or orphans)
+
+
+def _needs_clsact(actual: Actual, program: IngressProgram) -> frozenset[str]:
+    return frozenset(program.attachments if actual.ingress.hook is Hook.CLSACT else ())
 
 
 def _records(
     record: Record, actual: Actual, program: IngressProgram, links: _LinkChanges, sysctls: SysctlChanges
 ) -> tuple[Record, Record]:
-    attached = frozenset(program.attachments)
-    clsact = (record.clsact & actual.ingress.clsact) | (attached - actual.ingress.clsact)
+    needed = _needs_clsact(actual, program)
+    clsact = (record.clsact & actual.ingress.clsact) | (needed - actual.ingress.clsact)
     before = Record(sysctls.saved, record.links | links.created, record.clsact | clsact)
     after = Record(
         {key: saved for key, saved in sysctls.saved.items() if key not in sysctls.released},
         (record.links | links.created) - {step.link.name for step in links.remove},
-        clsact & attached,
+        clsact & needed,
     )
     return before, after

@@ -17,6 +17,7 @@ from datapath.compiler import compile_policy
 from datapath.controller import facts_in_force
 from datapath.errors import CompileError, DatapathError, KernelError
 from datapath.facts import Facts
+from datapath.kernel import ingress
 from datapath.kernel.executor import Executor
 from datapath.kernel.held import HeldProgram
 from datapath.kernel.observer import Sight, observe
@@ -113,6 +114,7 @@ class Healer:
         self._plan: Plan | None = None
         self._program = HeldProgram()
         self._program_may_differ = True
+        self._glance: tuple[tuple[int, ...], ...] = ()
         self._sight = Sight()
         self._unwritten: tuple[State, Record] | None = None
         self.backoff = Backoff()
@@ -126,6 +128,18 @@ class Healer:
         self._sight.forget(kinds)
         if kinds - {"nft", "rule", "route", "address", "sysctl"}:
             self._program_may_differ = True
+
+    def programs_changed(self) -> bool:
+        """Whether somebody attached or detached a program since the last call: for tcx no event tells that.
+
+        Raises:
+            DatapathError: the kernel cannot be asked.
+        """
+        before, self._glance = self._glance, ingress.glance(self._plan.attached) if self._plan else ()
+        if self._glance == before:
+            return False
+        self.forget(["tc"])
+        return True
 
     def look(self) -> Look:
         """Compare the kernel with the policy in force, and repair.

@@ -41,6 +41,8 @@ FAILED_RETRY_S = 5.0
 #: What no event tells of (arp_ignore, the contents of eBPF maps, a lost watch) is found by looking.
 RESYNC_S = 300.0
 SYSCTL_POLL_S = 120.0
+#: No event tells of a tcx program that somebody detaches; asking costs microseconds a device.
+PROGRAMS_POLL_S = 10.0
 #: After a repair.
 CONFIRM_S = 1.0
 FILES_POLL_S = 10.0
@@ -135,6 +137,7 @@ class Service:
         self._timers.set(self._poll_files, now + FILES_POLL_S)
         self._timers.set(self._resync, now + RESYNC_S)
         self._timers.set(self._poll_sysctls, now + SYSCTL_POLL_S)
+        self._timers.set(self._poll_programs, now + PROGRAMS_POLL_S)
         if watchdog_interval_s() is not None:
             self._feed_watchdog()
 
@@ -204,6 +207,16 @@ class Service:
         self._timers.set(self._poll_sysctls, time.monotonic() + SYSCTL_POLL_S)
         self._healer.forget(["sysctl"])
         self._look()
+
+    def _poll_programs(self) -> None:
+        self._timers.set(self._poll_programs, time.monotonic() + PROGRAMS_POLL_S)
+        try:
+            changed = self._healer.programs_changed()
+        except DatapathError as error:
+            self._log.error("reconcile_failed", error=str(error), hint=error.hint)
+            return
+        if changed:
+            self._look()
 
     def _confirm(self) -> None:
         """What was repaired is forgotten: read it back; then give back the memory that the repair needed."""

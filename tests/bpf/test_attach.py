@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program on real devices: frames through veth pairs, tags in metadata, marks seen by nft."""
+"""The program on real devices, attached in either way: frames through veth pairs, metadata tags, marks in nft."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import socket
+import struct
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 from pyroute2 import IPRoute
 
+from datapath import points
 from datapath.errors import ConflictError, KernelError
 from datapath.kernel import bpf, tc
+from datapath.kernel.bpf import attachments, libbpf, tcx
 from datapath.plan.ingress import IngressNetwork, IngressPoint, IngressProgram, Verdict, VlanProtocol
+from datapath.plan.tc import Direction, Hook
 from tests.bpf.conftest import Wire, run
 from tests.bpf.packets import ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, frame, ipv4, ipv6
 
@@ -46,6 +51,35 @@ table netdev probe {
     }
 }
 """
+
+
+NFT_LOW = """
+table netdev probe {
+    chain seen {
+        type filter hook ingress device trunk0 priority 0;
+        vlan id 100 meta mark & 0xff00 == 0x100 counter comment "vlan"
+        vlan id 100 meta mark & 0xff00 == 0 counter comment "none"
+    }
+}
+"""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(Hook.TCX, marks=pytest.mark.kernel_feature("tcx")),
+        pytest.param(Hook.CLSACT, marks=pytest.mark.kernel_feature("cls_bpf")),
+    ],
+    autouse=True,
+)
+def hook(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hook:
+    """Every test of this module in both ways, where the kernel has both."""
+    _use(monkeypatch, request.param)
+    return Hook(request.param)
+
+
+def _use(monkeypatch: pytest.MonkeyPatch, hook: Hook) -> None:
+    monkeypatch.setenv(attachments.ENVIRONMENT, hook)
+    assert attachments.preferred_hook() is hook
 
 
 @pytest.fixture
@@ -199,8 +233,13 @@ def test_replacement_by_a_larger_program_keeps_counting(wire: Wire) -> None:
     assert (_packets(1), _packets(3)) == (5, 1)
 
 
+def _chain(device: str) -> tuple[int, ...]:
+    """Ids of the tcx programs at the device's ingress."""
+    return tcx.programs(socket.if_nametoindex(device), Direction.INGRESS) if tcx.is_supported() else ()
+
+
 def _dump(*devices: str) -> str:
-    shown = [run("tc", "qdisc", "show")]
+    shown = [run("tc", "qdisc", "show"), *(f"{device}: {_chain(device)}" for device in devices)]
     for device in devices:
         shown += [run("tc", "filter", "show", "dev", device, hook) for hook in ("ingress", "egress")]
     return "".join(shown)
@@ -221,11 +260,11 @@ def _is_loaded(program_id: int) -> bool:
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("wire")
-def test_detach_leaves_everything_as_it_was() -> None:
+def test_detach_leaves_everything_as_it_was(hook: Hook) -> None:
     run("tc", "qdisc", "add", "dev", "trunk1", "clsact")
     _add_classic("trunk1", "egress", priority=9)
     before = _dump("trunk0", "trunk1")
-    assert _apply(_program(VLAN, OTHER_DEVICE)) == {"trunk0": True, "trunk1": False}
+    assert _apply(_program(VLAN, OTHER_DEVICE)) == {"trunk0": hook is Hook.CLSACT, "trunk1": False}
     (program_id,) = bpf.observe_ingress().programs
     assert _dump("trunk0", "trunk1") != before
     assert _is_loaded(program_id)
@@ -239,7 +278,8 @@ def test_detach_leaves_everything_as_it_was() -> None:
 
 
 @pytest.mark.usefixtures("wire")
-def test_clsact_stays_when_someone_uses_it_or_we_did_not_make_it() -> None:
+def test_clsact_stays_when_someone_uses_it_or_we_did_not_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, Hook.CLSACT)
     assert _apply(_program(VLAN, OTHER_DEVICE)) == {"trunk0": True, "trunk1": True}
     _add_classic("trunk0", "egress", priority=9)
     assert bpf.detach("trunk0", remove_clsact=True)
@@ -260,7 +300,8 @@ def test_classic_ingress_qdisc_of_someone_else_is_used_and_kept(wire: Wire) -> N
 
 
 @pytest.mark.usefixtures("wire")
-def test_filter_of_someone_else_in_our_place_is_a_conflict() -> None:
+def test_filter_of_someone_else_in_our_place_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, Hook.CLSACT)
     run("tc", "qdisc", "add", "dev", "trunk0", "clsact")
     _add_classic("trunk0", "ingress", priority=tc.TC_PRIORITY)
     before = _dump("trunk0")
@@ -271,6 +312,103 @@ def test_filter_of_someone_else_in_our_place_is_a_conflict() -> None:
         bpf.attach(loaded, "trunk0")
     assert not bpf.detach("trunk0", remove_clsact=True)
     assert _dump("trunk0") == before
+
+
+@pytest.mark.kernel_feature("tcx")
+@pytest.mark.usefixtures("wire")
+def test_filter_of_someone_else_is_none_of_our_business_with_tcx(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, Hook.TCX)
+    run("tc", "qdisc", "add", "dev", "trunk0", "clsact")
+    _add_classic("trunk0", "ingress", priority=tc.TC_PRIORITY)
+    before = _dump("trunk0")
+    assert _apply(_program(VLAN)) == {"trunk0": False}
+    assert bpf.observe_ingress().conflicts == ()
+    _apply(_program())
+    assert _dump("trunk0") == before
+
+
+@pytest.mark.vm
+@pytest.mark.kernel_feature("tcx")
+@pytest.mark.parametrize("reverse", [False, True], ids=["to tcx", "to clsact"])
+def test_migration_keeps_program_and_counts_and_no_packet_is_unmarked(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, reverse: bool
+) -> None:
+    subprocess.run(["nft", "-f", "-"], input=NFT_LOW, text=True, check=True)
+    first, then = (Hook.TCX, Hook.CLSACT) if reverse else (Hook.CLSACT, Hook.TCX)
+    _use(monkeypatch, first)
+    _apply(_program(VLAN))
+    wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)), times=3)
+    (program_id,) = bpf.observe_ingress().programs
+    _use(monkeypatch, then)
+    state = bpf.observe_ingress()
+    assert state.surplus == {"trunk0"}
+    assert bpf.compare_ingress(_program(VLAN), state) == bpf.IngressDiff(attach=("trunk0",))
+    sent = 0
+
+    def send(_: str) -> None:
+        nonlocal sent
+        sent += 1
+        wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
+
+    with points.listening(send):  # between any two steps
+        _apply(_program(VLAN))
+    assert sent >= 2
+    state = bpf.observe_ingress()
+    assert (set(state.programs), state.hook) == ({program_id}, then)
+    assert not state.surplus
+    assert _chain("trunk0") == ((program_id,) if then is Hook.TCX else ())
+    assert _nft_counts() == {"vlan": 3 + sent, "none": 0}
+    # A packet that both saw is counted twice; none is counted less.
+    assert 3 + sent <= _packets(1) <= 3 + 2 * sent
+
+
+@pytest.mark.kernel_feature("tcx")
+def test_tcx_program_goes_before_those_of_others_and_tells_who_is_before_it(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, exit_stack: contextlib.ExitStack
+) -> None:
+    _use(monkeypatch, Hook.TCX)
+    index = socket.if_nametoindex("trunk0")
+    theirs = [exit_stack.enter_context(_final_program()) for _ in range(2)]
+    tcx.attach(index, Direction.INGRESS, theirs[0].number)
+    _apply(_program(VLAN))
+    (ours,) = bpf.observe_ingress().programs
+    assert _chain("trunk0")[0] == ours
+    assert bpf.observe_ingress().ahead == ()
+    wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
+    assert _packets(1) == 1
+    tcx.attach(index, Direction.INGRESS, theirs[1].number)
+    state = bpf.observe_ingress()
+    assert state.ahead == (("trunk0", "accept_all"),)
+    assert bpf.compare_ingress(_program(VLAN), state).is_empty
+    wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
+    assert _packets(1) == 1
+    # A new version takes our place in the chain, not a new one.
+    _apply(IngressProgram(fwmark_mask=0xFFFF00, networks=(VLAN,)))
+    (new,) = bpf.observe_ingress().programs
+    assert _chain("trunk0")[1] == new != ours
+    _apply(_program())
+    assert len(_chain("trunk0")) == 2
+
+
+def _final_program() -> libbpf.OwnedFd:
+    """A program of somebody else that answers TC_ACT_OK: nobody behind it sees the packet."""
+    code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+    result = libbpf.library().bpf_prog_load(3, b"accept_all", b"GPL", code, ctypes.c_size_t(2), None)
+    return libbpf.OwnedFd(libbpf.check("load", result))
+
+
+@pytest.mark.kernel_feature("tcx")
+@pytest.mark.usefixtures("wire")
+def test_second_program_of_ours_is_surplus(
+    monkeypatch: pytest.MonkeyPatch, exit_stack: contextlib.ExitStack
+) -> None:
+    _use(monkeypatch, Hook.TCX)
+    other = exit_stack.enter_context(bpf.load_ingress(_program(UNTAGGED)))
+    _apply(_program(VLAN))
+    tcx.attach(socket.if_nametoindex("trunk0"), Direction.INGRESS, other.program_fd)
+    assert bpf.observe_ingress().surplus == {"trunk0"}
+    _apply(_program(VLAN))
+    assert len(_chain("trunk0")) == 1
 
 
 @pytest.mark.usefixtures("wire")

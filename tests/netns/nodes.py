@@ -12,6 +12,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from tools.lab.command import program
+from tools.lab.dump import tcx_programs
 from tools.lab.netns import Namespace, enter, new_prefix, remove
 
 _OWN = Path("/proc/thread-self/ns/net")
@@ -74,8 +75,8 @@ def inside(name: str) -> Iterator[None]:
 def quick_dump(devices: Sequence[str]) -> dict[str, str]:
     """What we may change in the current namespace, without starting a process for each part.
 
-    Sections: rules, routes, links, qdiscs and ingress filters as raw netlink attributes, rules and filters in the
-    kernel's order, the rest sorted; the nft ruleset, and the per-device sysctls.
+    Sections: rules, routes, links, qdiscs and ingress filters as raw netlink attributes, tcx programs by name,
+    rules and filters in the kernel's order, the rest sorted; the nft ruleset, and the per-device sysctls.
     """
     import nftables  # noqa: PLC0415  (Debian's own module, which only tests on the kernel need)
 
@@ -95,7 +96,7 @@ def quick_dump(devices: Sequence[str]) -> dict[str, str]:
             "links": sorted(f"{m['index']} {m.get('IFLA_IFNAME')} {m['flags']}" for m in ipr.get_links()),
             # 6.1 lists a device elsewhere after its qdisc was made again: that is no difference.
             "qdiscs": sorted(f"{m['index']} {m['handle']:x} {m.get('TCA_KIND')}" for m in ipr.get_qdiscs()),
-            "filters": filters,
+            "filters": filters + tcx_programs().splitlines(),
         }
     sections["sysctls"] = [
         f"{path} = {path.read_text().strip()}"

@@ -7,12 +7,15 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datapath.kernel.bpf import attachments
+from datapath.plan.tc import Hook
 from tests.netns.nodes import Node, datapath_argv, node
 from tools.lab.dump import difference, dump_namespace
 
@@ -210,7 +213,8 @@ def test_foreign_route_in_our_table(user: User, route: str) -> None:
     refused(user, ONE, "routing table 700001 holds a route of somebody else", "bird", "pin `table`")
 
 
-def test_foreign_filter_in_our_place(user: User) -> None:
+def test_foreign_filter_in_our_place(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(attachments.ENVIRONMENT, Hook.CLSACT)
     user.node.run("tc", "qdisc", "add", "dev", "eth1", "clsact")
     user.node.run(
         "tc", "filter", "add", "dev", "eth1", "ingress", "prio", "77", "handle", "0x6470", "bpf",
@@ -238,12 +242,45 @@ DAMAGE = {
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
-    with node(4) as made:
+    """Attached by a filter: that is what tc can take away."""
+    with node(4) as made, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(attachments.ENVIRONMENT, Hook.CLSACT)
         user = User(made, tmp_path_factory.mktemp("user"))
         user.apply(ONE)
         yield user
         user.run("teardown")
         assert user.changed() == ""
+
+
+@pytest.mark.kernel_feature("tcx")
+def test_tcx_program_that_is_gone_is_drift_and_comes_back(user: User) -> None:
+    user.apply(ONE)
+    settled = user.dump()
+    assert "eth1 ingress: datapath_in" in settled["tcx"]
+    detach = "from datapath.kernel.bpf import attachments as a; a.detach('eth1', remove_clsact=False)"
+    user.node.run(sys.executable, "-c", detach)
+    assert user.dump()["tcx"] == ""
+    assert "eBPF program" in user.run("status", status=3)
+    user.run("apply", user.policy(ONE))
+    assert "attached by tcx" in user.run("status")
+    assert _without_counters(difference(settled, user.dump())) == ""
+    user.run("teardown")
+    assert user.changed() == ""
+
+
+@pytest.mark.kernel_feature("tcx")
+def test_upgrade_from_a_filter_takes_our_qdisc_away(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an older version left: a filter on a clsact qdisc that it made."""
+    with monkeypatch.context() as patch:
+        patch.setenv(attachments.ENVIRONMENT, Hook.CLSACT)
+        user.apply(ONE)
+        assert "clsact" in user.node.run("tc", "qdisc", "show", "dev", "eth1")
+    assert user.json("status", status=3)["drift"] == ["eBPF program for 1 network(s) on eth1"]
+    user.apply(ONE)
+    assert "no drift" in user.run("status")
+    assert "clsact" not in user.node.run("tc", "qdisc", "show", "dev", "eth1")
+    user.run("teardown")
+    assert user.changed() == ""
 
 
 @pytest.mark.parametrize("what", DAMAGE)

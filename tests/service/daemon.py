@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from tools.lab.dump import tcx_programs
 from tools.lab.netns import LabError, Namespace, new_prefix, remove
 
 PATIENCE_S = 20.0
@@ -96,6 +97,7 @@ class Node:
             ),
             "rp_filter": " ".join(self.ns.read_sysctl(f"net/ipv4/conf/{name}/rp_filter") for name in DEVICES),
             "filters": "".join(run("tc", "filter", "show", "dev", name, "ingress") for name in DEVICES),
+            "tcx": "".join(sorted(self.ns.call(tcx_programs).splitlines(keepends=True))),
         }
 
     def has(self, snapshot: dict[str, str]) -> bool:

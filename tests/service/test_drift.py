@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from datapath.kernel.bpf import attachments
+from datapath.plan.tc import Hook
 from tests.service.daemon import FIRST, SECOND, Daemon, Node, policy, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -78,14 +80,27 @@ EBPF_DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "device gone and back": ("tc", _device),
     "ruleset flushed": DRIFTS["ruleset flushed"],
 }
+_DETACH = (
+    "import sys; from datapath.kernel.bpf import attachments as a; a.detach(sys.argv[1], remove_clsact=False)"
+)
+#: The kernel tells nobody when a tcx program goes.
+TCX_DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
+    "program detached": ("tc", lambda node: node.ns.run(sys.executable, "-c", _DETACH, "eth0")),
+    "detached everywhere": (
+        "tc",
+        lambda node: [node.ns.run(sys.executable, "-c", _DETACH, name) for name in ("eth0", "eth1")],
+    ),
+    "device gone and back": ("tc", _device),
+}
 
 
-@pytest.fixture(scope="module", params=["nft", "ebpf"])
+@pytest.fixture(scope="module", params=["nft", "ebpf", "tcx"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon of each backend that everything of this module drifts under."""
+    """A daemon of each backend that everything of this module drifts under; `ebpf` is attached by clsact."""
     node = Node(tmp_path_factory.mktemp("node"))
-    node.policy.write_text(policy(FIRST, SECOND, backend=request.param))
-    with Daemon(node) as daemon:
+    node.policy.write_text(policy(FIRST, SECOND, backend="nft" if request.param == "nft" else "ebpf"))
+    environment = {attachments.ENVIRONMENT: str(Hook.CLSACT)} if request.param == "ebpf" else {}
+    with Daemon(node, environment=environment) as daemon:
         yield daemon.started()
     node.close()
 
@@ -120,6 +135,13 @@ def test_drift_is_healed(served: Daemon, name: str) -> None:
 @pytest.mark.parametrize("served", ["ebpf"], indirect=True)
 def test_program_drift_is_healed(served: Daemon, name: str) -> None:
     _heals(served, name, *EBPF_DRIFTS[name])
+
+
+@pytest.mark.kernel_feature("tcx")
+@pytest.mark.parametrize("name", TCX_DRIFTS)
+@pytest.mark.parametrize("served", ["tcx"], indirect=True)
+def test_tcx_drift_is_healed(served: Daemon, name: str) -> None:
+    _heals(served, name, *TCX_DRIFTS[name])
 
 
 @pytest.mark.parametrize("served", ["nft"], indirect=True)

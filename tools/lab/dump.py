@@ -7,9 +7,12 @@ import difflib
 import json
 import os
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from datapath.kernel.bpf import libbpf, tcx
+from datapath.plan.tc import Direction
 from tools.lab.netns import Namespace
 
 _COUNTERS = re.compile(r"\[\d+:\d+\]")
@@ -21,8 +24,8 @@ _TIMERS = re.compile(r" (?:\w*timer|gc_timer|expires)\s+\S+")
 def dump_namespace(namespace: Namespace | str) -> dict[str, str]:
     """Return the state of a namespace in sections, each as sorted or kernel-ordered text.
 
-    Sections: rules and routes of all tables (both families), links with addresses, qdiscs, tc filters, all
-    attached eBPF programs, the nft ruleset and both legacy iptables without counters, and every readable sysctl
+    Sections: rules and routes of all tables (both families), links with addresses, qdiscs, tc filters, tcx and all
+    other attached eBPF programs, the nft ruleset and both legacy iptables without counters, and every readable sysctl
     under net/ipv4 and net/ipv6. Connection-tracking and neighbour entries are left out: they come and go with traffic.
 
     Args:
@@ -44,12 +47,30 @@ def dump_namespace(namespace: Namespace | str) -> dict[str, str]:
             if (text := ns.run("tc", "filter", "show", "dev", device, side))
         ),
         "programs": ns.run("bpftool", "net", "show"),
+        "tcx": ns.call(tcx_programs),
         "nft": ns.run("nft", "-s", "list", "ruleset"),
         "sysctls": ns.call(_sysctls),
     }
     for program in ("iptables", "ip6tables"):
         sections[program] = _COMMENT.sub("", _COUNTERS.sub("[0:0]", ns.run(f"{program}-legacy-save")))
     return sections
+
+
+def tcx_programs() -> str:
+    """Names of the tcx programs of the current namespace, in their order: bpftool of Debian 12 shows none."""
+    if not tcx.is_supported():
+        return ""
+    return "".join(
+        f"{device} {direction}: {_program_name(program_id)}\n"
+        for index, device in socket.if_nameindex()
+        for direction in Direction
+        for program_id in tcx.programs(index, direction)
+    )
+
+
+def _program_name(program_id: int) -> str:
+    with libbpf.program_fd_by_id(program_id) as program:
+        return libbpf.program_info(program).name
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str:

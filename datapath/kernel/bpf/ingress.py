@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ingress program as the controller sees it: observe, load, attach, update, detach.
 
-Ours is told from the kernel alone: the filter's place and name (`kernel/tc.py`), the program's name, and
+Ours is told from the kernel alone: where and how it is attached (`attachments.py`), the program's name, and
 the description that the program carries in its `dp_meta` map.
 """
 
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 from datapath.errors import KernelError
 from datapath.kernel import tc
-from datapath.kernel.bpf import abi, compiler, libbpf, source
+from datapath.kernel.bpf import abi, attachments, compiler, libbpf, source
 from datapath.kernel.bpf.program import LoadedIngress, ProgramMeta, SlotCounters, add_counters
 from datapath.kernel.bpf.tables import IngressTables, resolve
+from datapath.plan.tc import Direction, Hook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,11 +51,13 @@ class IngressState:
 
     Attributes:
         ifindexes: every device by name.
-        attached: program id by name of the device, only our filters.
+        attached: program id by name of the device.
         programs: our attached programs by id. One that is attached but missing here is of a version that
             cannot be read: replace it.
         conflicts: device and description of each filter of someone else in our place.
         clsact: devices that have a clsact (or ingress) qdisc, whoever made it.
+        surplus: devices where one more program of ours is attached, or one in another way than `hook`.
+        ahead: device and name of each program of someone else that sees packets before ours (tcx only).
     """
 
     ifindexes: Mapping[str, int]
@@ -62,6 +65,9 @@ class IngressState:
     programs: Mapping[int, ActualProgram]
     conflicts: tuple[tuple[str, str], ...] = ()
     clsact: frozenset[str] = frozenset()
+    hook: Hook = Hook.CLSACT
+    surplus: frozenset[str] = frozenset()
+    ahead: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +77,8 @@ class IngressDiff:
     Attributes:
         reload: a new program must be loaded and attached to all of `attach`; the reason, or empty.
         update: the program to update in place with `update_entries`, if its tables differ.
-        attach: devices that need the program (with `reload`: all of them).
-        detach: devices that carry our filter and should not.
+        attach: devices that need the program (with `reload`: all of them), or to be rid of a surplus one.
+        detach: devices that carry our program and should not.
     """
 
     reload: str = ""
@@ -106,26 +112,18 @@ def observe_ingress() -> IngressState:
     Raises:
         KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
     """
-    state = tc.observe_tc()
-    ifindexes = tc.ifindexes()
-    names = {index: name for name, index in ifindexes.items()}
-    attached: dict[str, int] = {}
-    conflicts: list[tuple[str, str]] = []
-    for found in state.filters:
-        name = names.get(found.ifindex)
-        if name is None:  # made after the list of names was read
-            continue
-        if found.is_ours:
-            attached[name] = found.program_id
-        elif found.is_our_place:
-            conflicts.append((name, f"{found.kind} filter {found.name or hex(found.handle)}"))
-    programs = {program_id: _read_program(program_id) for program_id in sorted(set(attached.values()))}
+    state = attachments.observe_attachments()
+    found = state.at[Direction.INGRESS]
+    programs = {program_id: _read_program(program_id) for program_id in sorted(found.ids)}
     return IngressState(
-        ifindexes=ifindexes,
-        attached=attached,
+        ifindexes=state.ifindexes,
+        attached=found.programs,
         programs={program_id: program for program_id, program in programs.items() if program is not None},
-        conflicts=tuple(sorted(conflicts)),
-        clsact=frozenset(names[index] for index in state.clsact if index in names),
+        conflicts=found.conflicts,
+        clsact=state.clsact,
+        hook=state.hook,
+        surplus=found.surplus,
+        ahead=found.ahead,
     )
 
 
@@ -158,7 +156,7 @@ def compare_ingress(desired: IngressProgram, actual: IngressState) -> IngressDif
     tables = resolve(desired, actual.ifindexes)
     wanted = desired.attachments
     conflicts = tuple(conflict for conflict in actual.conflicts if conflict[0] in wanted)
-    detach = tuple(sorted(set(actual.attached) - set(wanted)))
+    detach = tuple(sorted({*actual.attached, *actual.surplus} - set(wanted)))
     if not wanted:
         return IngressDiff(detach=detach)
     programs = [
@@ -171,7 +169,7 @@ def compare_ingress(desired: IngressProgram, actual: IngressState) -> IngressDif
     kept = next(program for program in programs if program is not None)
     return IngressDiff(
         update=kept.program_id if kept.tables != tables else None,
-        attach=tuple(name for name in wanted if name not in actual.attached),
+        attach=tuple(name for name in wanted if name not in actual.attached or name in actual.surplus),
         detach=detach,
         conflicts=conflicts,
     )
@@ -254,18 +252,13 @@ def _require_ethernet(ifname: str) -> None:
 
 
 def attach(loaded: LoadedIngress, ifname: str) -> tc.AttachResult:
-    """Attach at the ingress of a device, or replace our older program there in one step.
-
-    Raises:
-        ConflictError: someone else's filter is in our place.
-        KernelError: the kernel refused.
-    """
-    return tc.attach_filter(ifname, loaded.program_fd)
+    """Attach at the ingress of a device; see `attachments.attach`."""
+    return attachments.attach(loaded.program_fd, ifname)
 
 
 def detach(ifname: str, *, remove_clsact: bool) -> bool:
-    """Remove our filter from a device; see `tc.detach_filter`."""
-    return tc.detach_filter(ifname, remove_clsact=remove_clsact)
+    """Take our program from the ingress of a device; see `attachments.detach`."""
+    return attachments.detach(ifname, remove_clsact=remove_clsact)
 
 
 def update_entries(program_id: int, desired: IngressProgram) -> bool:

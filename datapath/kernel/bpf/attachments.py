@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which devices carry our programs, by tcx or by a filter, and how they get and lose them.
+
+A filter is ours by place and name (`kernel/tc.py`), a tcx program by its own name, which the kernel gives to nobody
+else by itself. Where both are there, an attach was interrupted, or an older version used a filter: both
+run, the program gives the same answer to a packet that it sees twice, and `attach` takes the surplus one away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from datapath.errors import KernelError
+from datapath.kernel import tc
+from datapath.kernel.bpf import abi, libbpf, tcx
+from datapath.kernel.tc import AttachResult
+from datapath.plan.tc import Direction, Hook
+from datapath.points import reached
+
+#: `clsact` makes a kernel that has tcx behave as one that has not: for tests.
+ENVIRONMENT: Final = "DATAPATH_TC_HOOK"
+
+PROGRAM_NAMES: Final[Mapping[Direction, str]] = {Direction.INGRESS: abi.PROGRAM_NAME}
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Our programs at one direction of all devices.
+
+    Attributes:
+        programs: id by name of the device; where there are several, the one that is attached as this kernel prefers.
+        ids: of all programs of ours.
+        surplus: devices where one more of ours is attached, or one in the other way.
+        conflicts: device and description of each filter of someone else in our place.
+        ahead: device and name of each tcx program of someone else that sees packets before ours.
+    """
+
+    programs: Mapping[str, int] = field(default_factory=dict)
+    ids: frozenset[int] = frozenset()
+    surplus: frozenset[str] = frozenset()
+    conflicts: tuple[tuple[str, str], ...] = ()
+    ahead: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attachments:
+    """All devices of the namespace.
+
+    Attributes:
+        ifindexes: every device by name.
+        clsact: devices that have a clsact (or ingress) qdisc, whoever made it.
+    """
+
+    hook: Hook
+    ifindexes: Mapping[str, int]
+    at: Mapping[Direction, Attached]
+    clsact: frozenset[str]
+
+
+def preferred_hook() -> Hook:
+    """How programs are to be attached here."""
+    forced = os.environ.get(ENVIRONMENT) == Hook.CLSACT
+    return Hook.CLSACT if forced or not tcx.is_supported() else Hook.TCX
+
+
+class _Names:
+    """Names of programs by id; each is asked for once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, str] = {}
+
+    def of(self, program_id: int) -> str:
+        """Empty where the program has gone meanwhile."""
+        if program_id not in self._known:
+            self._known[program_id] = _name(program_id)
+        return self._known[program_id]
+
+
+def _name(program_id: int) -> str:
+    try:
+        with libbpf.program_fd_by_id(program_id) as program:
+            return libbpf.program_info(program).name
+    except KernelError as error:
+        if error.errno != errno.ENOENT:  # without the right to look, "not ours" would be a lie
+            raise
+        return ""
+
+
+def observe_attachments() -> Attachments:
+    """Everything that is attached, read from the kernel only.
+
+    Raises:
+        KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
+    """
+    state, ifindexes, names = tc.observe_tc(), tc.ifindexes(), _Names()
+    by_index = {index: name for name, index in ifindexes.items()}
+    hook = preferred_hook()
+    return Attachments(
+        hook=hook,
+        ifindexes=ifindexes,
+        at={direction: _observe(hook, direction, state, by_index, names) for direction in PROGRAM_NAMES},
+        clsact=frozenset(by_index[index] for index in state.clsact if index in by_index),
+    )
+
+
+def _observe(
+    hook: Hook, direction: Direction, state: tc.TcState, by_index: Mapping[int, str], names: _Names
+) -> Attached:
+    filters: dict[str, list[int]] = {}
+    conflicts: list[tuple[str, str]] = []
+    for found in state.filters:
+        ifname = by_index.get(found.ifindex)
+        if ifname is None or found.direction is not direction:  # made after the list of names was read
+            continue
+        if found.is_ours:
+            filters[ifname] = [found.program_id]
+        elif found.is_our_place and hook is Hook.CLSACT:
+            conflicts.append((ifname, f"{found.kind} filter {found.name or hex(found.handle)}"))
+    chains: dict[str, list[int]] = {}
+    ahead: list[tuple[str, str]] = []
+    if tcx.is_supported():
+        for index, ifname in by_index.items():
+            chain = tcx.programs(index, direction)
+            ours = _ours(chain, direction, names)
+            if ours:
+                chains[ifname] = ours
+                before = chain[: chain.index(ours[0])]
+                ahead += [(ifname, names.of(other) or str(other)) for other in before]
+    wanted, others = (chains, filters) if hook is Hook.TCX else (filters, chains)
+    return Attached(
+        programs={ifname: found[0] for ifname, found in (others | wanted).items()},
+        ids=frozenset(number for found in (*wanted.values(), *others.values()) for number in found),
+        surplus=frozenset(others) | {ifname for ifname, found in wanted.items() if len(found) > 1},
+        conflicts=tuple(sorted(conflicts)),
+        ahead=tuple(sorted(ahead)),
+    )
+
+
+def _ours(chain: tuple[int, ...], direction: Direction, names: _Names) -> list[int]:
+    return [program_id for program_id in chain if names.of(program_id) == PROGRAM_NAMES[direction]]
+
+
+def attach(program_fd: int, ifname: str, direction: Direction = Direction.INGRESS) -> AttachResult:
+    """Attach at a hook of a device, or replace our older program there in one step.
+
+    An older one that is attached in the other way goes after the new one is there.
+
+    Raises:
+        ConflictError: someone else's filter is in our place.
+        KernelError: the kernel refused.
+    """
+    if preferred_hook() is Hook.CLSACT:
+        result = tc.attach_filter(ifname, program_fd, direction)
+        _detach_tcx(ifname, direction)
+        return result
+    _attach_tcx(program_fd, ifname, direction)
+    tc.detach_filter(ifname, direction)
+    return AttachResult(created_clsact=False)
+
+
+def _attach_tcx(program_fd: int, ifname: str, direction: Direction) -> None:
+    try:
+        index = socket.if_nametoindex(ifname)
+    except OSError as error:
+        operation = f"attach the eBPF program to {ifname}"
+        raise KernelError(operation, f"there is no device {ifname}", errno=errno.ENODEV) from error
+    ours = _ours(tcx.programs(index, direction), direction, _Names())
+    with libbpf.OwnedFd(os.dup(program_fd)) as program:
+        wanted = libbpf.program_info(program).program_id
+    reached(f"attach the {direction} program to {ifname}")
+    if wanted in ours:
+        ours.remove(wanted)
+    elif ours:
+        with libbpf.program_fd_by_id(ours.pop(0)) as old:
+            tcx.replace(index, direction, program_fd, old.number)
+    else:
+        tcx.attach(index, direction, program_fd)
+    _remove(index, direction, ours)
+
+
+def _detach_tcx(ifname: str, direction: Direction) -> bool:
+    if not tcx.is_supported():
+        return False
+    try:
+        index = socket.if_nametoindex(ifname)
+    except OSError:
+        return False
+    ours = _ours(tcx.programs(index, direction), direction, _Names())
+    if ours:
+        reached(f"detach the {direction} program from {ifname}")
+    _remove(index, direction, ours)
+    return bool(ours)
+
+
+def _remove(ifindex: int, direction: Direction, program_ids: list[int]) -> None:
+    for program_id in program_ids:
+        try:
+            program = libbpf.program_fd_by_id(program_id)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:  # gone by itself
+                raise
+            continue
+        with program:
+            tcx.detach(ifindex, direction, program.number)
+
+
+def detach(ifname: str, direction: Direction = Direction.INGRESS, *, remove_clsact: bool) -> bool:
+    """Take our program from a hook of a device, however it is attached; nothing of others.
+
+    Args:
+        ifname: the device; one that is gone is no error.
+        direction: the hook.
+        remove_clsact: the qdisc was made by us. It is removed only if no filter of anyone is left on it.
+
+    Returns:
+        whether our program was there.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
+    was_there = _detach_tcx(ifname, direction)
+    was_there = tc.detach_filter(ifname, direction) or was_there
+    if remove_clsact:
+        tc.remove_clsact(ifname)
+    return was_there
