@@ -153,6 +153,11 @@ class Netlink:
     ) -> None:
         self.close()
 
+    @property
+    def port(self) -> int:
+        """Port id: what an event about a change of this socket's is signed with."""
+        return int(self._socket.getsockname()[0])
+
     def close(self) -> None:
         self._socket.close()
         TRAFFIC.syscalls += 1
