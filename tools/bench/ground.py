@@ -98,10 +98,11 @@ class Site:
         self._names: list[str] = []
         self._crowded: list[Namespace] = []
         self._files = tempfile.TemporaryDirectory(prefix="datapath-bench-")
-        self.around = self._namespace("far")
+        self.around = self.namespace("far")
 
-    def _namespace(self, role: str) -> Namespace:
-        namespace = Namespace(f"{self._prefix}{role}")
+    def namespace(self, role: str) -> Namespace:
+        """One more namespace, quiet by itself."""
+        namespace = Namespace(f"{self._prefix}{role}{len(self._names)}")
         self._names.append(namespace.name)
         namespace.create()
         # No link-local addresses, no listener reports: nothing moves but what is measured.
@@ -135,7 +136,7 @@ class Site:
             all_devices: make the devices of the others, too.
         """
         index = len(self._names)
-        node = self._namespace(f"n{index}")
+        node = self.namespace("node")
         measured = plan.network(count)
         vlan, pod, default = (
             self._link(node, index, role, near)
@@ -148,6 +149,15 @@ class Site:
         _route(built)
         self._attach(built)
         return built
+
+    def without_xdp(self, built: Ground) -> None:
+        """Nothing but sockets will send: with XDP a veth does no segmentation offload."""
+
+        def at_the_node() -> None:
+            for link in (built.vlan, built.default):
+                self._programs.detach_xdp(link.ifindex)
+
+        built.node.call(at_the_node)
 
     def _link(self, node: Namespace, index: int, role: int, near: str) -> Link:
         far = f"{('client', 'pod', 'mgmt')[role]}{index}"
@@ -252,9 +262,13 @@ def track_long(built: Ground) -> None:
     )
 
 
+def one_cpu() -> None:
+    """Bind the calling thread, and what it starts, to the last CPU."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 def pin() -> None:
     """Bind the calling thread to the last CPU, ahead of all other tasks: waiting for them would be measured."""
-    cpu = max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpu})
+    one_cpu()
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import subprocess
 import sysconfig
 import tempfile
@@ -140,6 +141,10 @@ class Programs:
         if not program:
             raise BuildError(f"traffic.bpf.c has no program {name}")
         return int(self._library.bpf_program__fd(ctypes.c_void_p(program)))
+
+    def owned(self, name: str) -> libbpf.OwnedFd:
+        """A descriptor of its own, to be closed."""
+        return libbpf.OwnedFd(os.dup(self.descriptor(name)))
 
     def _map(self, name: str) -> libbpf.Map:
         found = self._library.bpf_object__find_map_by_name(self._object, name.encode())

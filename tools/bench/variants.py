@@ -150,8 +150,8 @@ def apply(built: Ground, text: str) -> None:
     try:
         built.node.run(sys.executable, "-m", "datapath", "apply", str(path), "--json", "--state-dir", state)
     except LabError as error:
-        lines = [line for line in str(error).splitlines() if "rror" in line]
-        raise UnavailableError((lines or [str(error)])[-1][:400]) from error
+        lines = [line for line in str(error).splitlines() if "rror" in line] or [str(error)]
+        raise UnavailableError(lines[-1].rpartition("error: ")[2][:400]) from error
 
 
 def floor(programs: Programs) -> Variant:
@@ -192,6 +192,11 @@ VARIANTS: Final = (
 FLOOR: Final = "floor"
 _FLOOR_TITLE: Final = "harness: dropped at tc ingress"
 TITLES: Final = {FLOOR: _FLOOR_TITLE} | {variant.name: variant.title for variant in VARIANTS}
+
+
+def by_name(name: str) -> Variant:
+    """One of `VARIANTS`."""
+    return next(variant for variant in VARIANTS if variant.name == name)
 
 
 def install_dnat(built: Ground) -> None:
