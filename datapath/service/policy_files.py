@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from datapath.errors import InputError, PolicyError, PolicyPath, Problem
+from datapath.kernel.lease import is_being_written
 from datapath.policy import LoadedPolicy, PolicySource, load_policy, parse_policy
 from datapath.policy.loader import read_source
 from datapath.policy.yamlfile import Document
@@ -101,6 +102,10 @@ class PolicyFiles:
                     (str(path), status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns)
                 )
         return tuple(found)
+
+    def are_being_written(self) -> bool:
+        """Whether somebody has one of the files open for writing: half a policy may be a policy, too."""
+        return any(is_being_written(path) for path in [self._policy, *self._drop_in_files()])
 
     def _drop_in_files(self) -> list[Path]:
         if self._drop_ins is None:

@@ -24,6 +24,9 @@ from datapath.state import StateDirectory
 _MEMORY = "daemon.json"
 _RETRY_S = 1.0
 _RETRY_MAX_S = 30.0
+#: A file that is being written is looked at again this often, and read as it is after so long.
+_WRITING_S = 1.0
+_WRITING_MAX_S = 30.0
 #: How long after its deadline an unconfirmed change is ours to undo.
 _GRACE_S = 2.0
 
@@ -41,6 +44,7 @@ class Reloader:
         self._log = get_logger()
         self._fingerprint = files.fingerprint()
         self._retry_s = _RETRY_S
+        self._written_since_s: float | None = None
 
     def start(self) -> float | None:
         """Put the files in force, unless a person has put something else in force since they were read last.
@@ -54,12 +58,14 @@ class Reloader:
         """
         in_force = self._directory.load().policy
         try:
-            loaded = self._files.load()
+            loaded = self._read()
         except InputError as error:
             if not in_force:
                 raise
             self._reject(error)
             return None
+        if loaded is None:
+            return _WRITING_S
         if in_force and in_force != loaded.source.text and self._remembered() == _digest(loaded):
             self._log.warning(
                 "policy_differs_from_files",
@@ -79,13 +85,45 @@ class Reloader:
         Returns:
             seconds until it should be tried again; None where it is done, or only new files can help.
         """
-        self._fingerprint = self._files.fingerprint()
         try:
-            loaded = self._files.load()
+            loaded = self._read()
         except InputError as error:
             self._reject(error)
             return None
-        return self._apply(loaded, is_first=False)
+        return _WRITING_S if loaded is None else self._apply(loaded, is_first=False)
+
+    def _read(self) -> LoadedPolicy | None:
+        """The files as one moment had them; None while they are being written.
+
+        Raises:
+            InputError: they are whole, and wrong.
+        """
+        self._fingerprint = self._files.fingerprint()
+        loaded: LoadedPolicy | None = None
+        problem: InputError | None = None
+        if is_settled := not self._files.are_being_written():
+            try:
+                loaded = self._files.load()
+            except InputError as error:
+                problem = error
+            is_settled = self._is_as_read()
+        if not is_settled and not self._has_waited_enough():
+            return None
+        self._written_since_s = None
+        if problem is not None:
+            raise problem
+        return loaded or self._files.load()
+
+    def _is_as_read(self) -> bool:
+        return self._fingerprint == self._files.fingerprint() and not self._files.are_being_written()
+
+    def _has_waited_enough(self) -> bool:
+        """Somebody may keep a file open for ever."""
+        now = time.monotonic()
+        if self._written_since_s is None:
+            self._written_since_s = now
+            self._log.info("policy_being_written", waits_at_most_s=_WRITING_MAX_S)
+        return now - self._written_since_s > _WRITING_MAX_S
 
     def undo_overdue(self) -> bool:
         """Undo a change that nobody confirmed in time and nobody else undid."""
