@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from datapath.compiler.backend import choose_backend
-from datapath.compiler.context import Context, NetworkContext
+from datapath.compiler.context import Context, NetworkContext, treat
 from datapath.compiler.host import emit_links, emit_rp_filter_exempt, emit_sysctls
 from datapath.compiler.ids import allocate
 from datapath.compiler.ingress import emit_ingress
@@ -28,14 +28,15 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         CompileError: the policy cannot hold on this host; all problems at once.
     """
     links = {link.name: link for link in facts.links}
-    ids = allocate(policy, facts, links)
+    treatments = [treat(network, links.get(network.device)) for network in policy.networks]
+    ids = allocate(policy, facts, treatments)
     context = Context(
         policy,
         facts,
         policy.marks.effective_mask,
         tuple(
-            NetworkContext(network, position, links.get(network.device), ids[network.name])
-            for position, network in enumerate(policy.networks)
+            NetworkContext(network, position, links.get(network.device), treated, ids[network.name])
+            for position, (network, treated) in enumerate(zip(policy.networks, treatments, strict=True))
         ),
     )
     rule_bank = choose_bank(context)

@@ -8,7 +8,7 @@ reached on the link (or need nothing at all), with one its replies are steered.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +32,7 @@ class Treatment(enum.StrEnum):
 
 #: Treatments that route replies by a table of their own.
 STEERED = frozenset({Treatment.SOURCE, Treatment.CONNTRACK})
+_FAMILIES = tuple(Family)
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class NetworkContext:
         position: index in the policy's list, for error positions.
         device: the device that the IP stack sees its packets on.
         link: facts of that device, None where the host has none (yet).
+        treatments: what is done about it, by family.
     """
 
     network: Network
     position: int
     link: LinkFacts | None
+    treatments: Mapping[Family, Treatment]
     ids: NetworkIds
 
     @property
@@ -70,10 +73,6 @@ class NetworkContext:
             return IngressPoint(self.device)
         return IngressPoint(vlan.parent, vlan.protocol, vlan.id)
 
-    @cached_property
-    def treatments(self) -> dict[Family, Treatment]:
-        return treat(self.network, self.link)
-
     def families(self, *treatments: Treatment) -> Iterator[Family]:
         for family, treatment in self.treatments.items():
             if treatment in treatments:
@@ -83,7 +82,7 @@ class NetworkContext:
     def is_marked(self) -> bool:
         return Treatment.CONNTRACK in self.treatments.values()
 
-    @property
+    @cached_property
     def is_steered(self) -> bool:
         return not STEERED.isdisjoint(self.treatments.values())
 
@@ -109,7 +108,7 @@ class Context:
 def treat(network: Network, link: LinkFacts | None) -> dict[Family, Treatment]:
     """The treatment of each family in which the network has VIPs."""
     treatments: dict[Family, Treatment] = {}
-    for family in Family:
+    for family in _FAMILIES:
         vips = [prefix for prefix in network.vip_prefixes if prefix.version == family]
         if not vips:
             continue

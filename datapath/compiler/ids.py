@@ -8,14 +8,14 @@ the order of the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from datapath.compiler.context import STEERED, Treatment, treat
+from datapath.compiler.context import STEERED, Treatment
 from datapath.errors import CompileError, Problem
-from datapath.facts import Facts, IdFacts, LinkFacts
+from datapath.facts import Facts, IdFacts
 from datapath.plan.model import NetworkIds
-from datapath.plan.rtnl import RESERVED_TABLES
+from datapath.plan.rtnl import RESERVED_TABLES, Family
 from datapath.policy import Network, Policy
 from datapath.policy.marks import capacity, deposit, extract
 from datapath.policy.model import NETWORKS_MAX
@@ -69,14 +69,21 @@ class _Need:
     known: IdFacts
 
 
-def allocate(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> dict[str, NetworkIds]:
+def allocate(
+    policy: Policy, facts: Facts, treatments: Sequence[Mapping[Family, Treatment]]
+) -> dict[str, NetworkIds]:
     """Ids of every network, by name.
+
+    Args:
+        policy: with what it pins.
+        facts: with what the kernel has.
+        treatments: one for each network, in the policy's order.
 
     Raises:
         CompileError: the mask has too few values, or a pinned id is taken by another network.
     """
     mask = policy.marks.effective_mask
-    needs = list(_needs(policy, facts, links))
+    needs = list(_needs(policy, facts, treatments))
     names = {network.name for network in policy.networks}
     gone = [ids for ids in facts.ids if ids.name not in names]
     slots = _allocate(
@@ -117,18 +124,18 @@ def allocate(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> dict[
     }
 
 
-def _needs(policy: Policy, facts: Facts, links: dict[str, LinkFacts]) -> Iterator[_Need]:
+def _needs(policy: Policy, facts: Facts, treatments: Sequence[Mapping[Family, Treatment]]) -> Iterator[_Need]:
     known = {ids.name: ids for ids in facts.ids}
-    for position, network in enumerate(policy.networks):
-        treatments = set(treat(network, links.get(network.device)).values())
-        steered = not STEERED.isdisjoint(treatments)
+    for position, (network, by_family) in enumerate(zip(policy.networks, treatments, strict=True)):
+        treated = by_family.values()
+        steered = not STEERED.isdisjoint(treated)
         yield _Need(
             network,
             position,
-            mark=Treatment.CONNTRACK in treatments,
+            mark=Treatment.CONNTRACK in treated,
             table=steered,
             slot=steered or "reverse_path" in network.model_fields_set,
-            known=known.get(network.name, IdFacts(name=network.name)),
+            known=known.get(network.name) or IdFacts(name=network.name),
         )
 
 

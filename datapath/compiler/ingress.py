@@ -111,7 +111,9 @@ def _on_link(network: NetworkContext) -> Iterator[IpNetwork]:
     known = network.network.effective_on_link
     yield from known
     for vip in network.network.vips:
-        if vip.prefix and not vip.is_single and all(prefix.version != vip.version for prefix in known):
+        if vip.is_single or any(prefix.version == vip.version for prefix in known):
+            continue
+        if vip.prefix:
             yield vip.prefix
 
 

@@ -24,8 +24,11 @@ LINK_LOCAL = IPv6Network("fe80::/64")
 
 def emit_routes(context: Context) -> tuple[Route, ...]:
     """All routes, sorted."""
-    routes = {route for network in context.networks for route in _network_routes(network)}
-    return tuple(sorted(routes, key=Route.sort_key))
+    routes = sorted(
+        (route for network in context.networks for route in _network_routes(network)), key=Route.sort_key
+    )
+    # Equal ones are neighbours now; a set of thousands would spend more on the hashes of their addresses.
+    return tuple(route for before, route in zip([None, *routes], routes, strict=False) if route != before)
 
 
 def _network_routes(network: NetworkContext) -> Iterator[Route]:

@@ -16,8 +16,10 @@ another depth, or for another mask, is built in a bank of its own and the old ba
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from datapath.compiler.context import Context, Treatment
 from datapath.plan.ingress import IpNetwork
@@ -41,7 +43,7 @@ class Tree:
     depth: int
     bank: int
 
-    @property
+    @cached_property
     def guard(self) -> int:
         before = 2 * sum(map(_bank_size, range(self.depth)))
         return self.base + FIRST_BANK + before + self.bank * _bank_size(self.depth)
@@ -55,6 +57,7 @@ class Tree:
         return self.guard + 1 + _nodes_above(level) + prefix
 
 
+@functools.cache
 def _bank_size(depth: int) -> int:
     return _nodes_above(depth + 1) + 2
 

@@ -33,6 +33,9 @@ class RuleAction(enum.StrEnum):
     NOP = "nop"
 
 
+_ACTION_ORDER = {action: position for position, action in enumerate(RuleAction)}
+
+
 @dataclass(frozen=True, slots=True)
 class FibRule:
     """One ip rule of ours.
@@ -58,7 +61,7 @@ class FibRule:
             self.priority,
             self.fwmask,
             self.fwmark,
-            list(RuleAction).index(self.action),
+            _ACTION_ORDER[self.action],
             self.target,
             *_network_key(self.source),
             *_network_key(self.destination),
@@ -83,6 +86,9 @@ class RouteType(enum.StrEnum):
     UNREACHABLE = "unreachable"
 
 
+_TYPE_ORDER = {type_: position for position, type_ in enumerate(RouteType)}
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """One route of ours. A gateway is always on-link: the kernel need not resolve it first."""
@@ -101,11 +107,11 @@ class Route:
     def sort_key(self) -> tuple[int | str, ...]:
         gateway = 0 if self.gateway is None else int(self.gateway)
         return (
-            self.family,
+            self.destination.version,
             self.table,
             *_network_key(self.destination),
             self.metric,
-            list(RouteType).index(self.type),
+            _TYPE_ORDER[self.type],
             self.device,
             gateway,
         )
