@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.nft import NftTable
@@ -71,7 +72,7 @@ class Note:
         return f"{self.level}: {self.element}: {self.text}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The desired state. All tuples are sorted; equal input gives equal text.
 
@@ -101,6 +102,16 @@ class Plan:
     backend: Backend = Backend.NONE
     backend_reason: str = ""
     notes: tuple[Note, ...] = ()
+
+    @cached_property
+    def route_set(self) -> frozenset[Route]:
+        """Kept, because a daemon compares one plan again and again, and hashing thousands of addresses is dear."""
+        return frozenset(self.routes)
+
+    @cached_property
+    def rule_set(self) -> frozenset[FibRule]:
+        """As `route_set`."""
+        return frozenset(self.rules)
 
     @property
     def attached(self) -> IngressProgram:

@@ -163,26 +163,28 @@ def _route_key(route: Route) -> tuple[object, ...]:
 
 
 def _added_routes(actual: Actual, desired: Plan, ready: frozenset[str]) -> Iterator[AddRoute]:
-    present = {_route_key(route): route for route in actual.routes}
-    for route in desired.routes:
-        if route not in actual.routes and (not route.device or route.device in ready):
+    missing = desired.route_set - actual.routes
+    present = {_route_key(route): route for route in actual.routes} if missing else {}
+    for route in sorted(missing, key=Route.sort_key):
+        if not route.device or route.device in ready:
             yield AddRoute(route, present.get(_route_key(route)))
 
 
 def _removed_routes(actual: Actual, desired: Plan) -> Iterator[DeleteRoute]:
-    kept = {_route_key(route) for route in desired.routes}
-    for route in sorted(actual.routes, key=Route.sort_key):
+    stale = actual.routes - desired.route_set
+    kept = {_route_key(route) for route in desired.routes} if stale else set()
+    for route in sorted(stale, key=Route.sort_key):
         if _route_key(route) not in kept:
             yield DeleteRoute(route)
 
 
 def _added_rules(actual: Actual, desired: Plan) -> list[AddRule]:
-    missing = [rule for rule in desired.rules if rule not in actual.rules]
+    missing = desired.rule_set - actual.rules
     return [AddRule(rule) for rule in sorted(missing, key=_adding_order)]
 
 
 def _removed_rules(actual: Actual, desired: Plan) -> list[DeleteRule]:
-    stale = actual.rules - set(desired.rules)
+    stale = actual.rules - desired.rule_set
     return [DeleteRule(rule) for rule in sorted(stale, key=_adding_order, reverse=True)]
 
 
