@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, assert_never
 
 from datapath.errors import KernelError
-from datapath.kernel import conntrack, ingress, sysctl, transaction
+from datapath.kernel import ingress, sysctl, transaction
 from datapath.kernel.rtnl import FibChange, Rtnl, Verb
 from datapath.points import reached
 from datapath.reconcile.batches import FibStep
@@ -77,10 +77,8 @@ class Executor:
                 transaction.apply(text)
             case SyncIngress(program, clsact):
                 ingress.sync(program, clsact=clsact)
-            case ForgetConnections(fwmark, fwmask):
-                conntrack.forget(fwmark, fwmask)
-            case TranslateConnections(change):
-                conntrack.translate(change)
+            case ForgetConnections() | TranslateConnections():
+                _change_connections(step)
             case _:
                 assert_never(step)
 
@@ -108,6 +106,16 @@ class Executor:
             self._rtnl.change(changes)
         if refused:
             raise refused[0]
+
+
+def _change_connections(step: ForgetConnections | TranslateConnections) -> None:
+    # Through pyroute2, 10 MB that a daemon need not hold for what it never does by itself.
+    from datapath.kernel import conntrack  # noqa: PLC0415
+
+    if isinstance(step, ForgetConnections):
+        conntrack.forget(step.fwmark, step.fwmask)
+    else:
+        conntrack.translate(step.change)
 
 
 def _fib_change(step: FibStep) -> FibChange:

@@ -10,7 +10,7 @@ from datapath.facts import Facts, LinkFacts
 from datapath.kernel import ingress, nft, sysctl
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
-from datapath.kernel.rtnl import Rtnl
+from datapath.kernel.rtnl import Devices, Rtnl
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
@@ -54,10 +54,13 @@ class Sight:
         return self._read("table", lambda: nft.list_table(TABLE_FAMILY, TABLE_NAME))
 
     def links(self) -> dict[str, ActualLink]:
-        return self._read("links", lambda: _ask(Rtnl.links))
+        return self._devices().links
 
     def link_facts(self) -> tuple[LinkFacts, ...]:
-        return self._read("facts", lambda: _ask(Rtnl.link_facts))
+        return self._read("facts", lambda: _ask(lambda rtnl: rtnl.link_facts(self._devices())))
+
+    def _devices(self) -> Devices:
+        return self._read("links", lambda: _ask(Rtnl.devices))
 
     def rules(self) -> _Rules:
         return self._read("rules", lambda: _ask(Rtnl.rules))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from datapath.errors import KernelError
 from datapath.facts import IpInterface, LinkFacts
@@ -76,6 +76,13 @@ class FibChange:
         return refusal(f"{verb} {noun}", self.item.render(), number, reason)
 
 
+class Devices(NamedTuple):
+    """All devices of one dump: by name, and their names by ifindex."""
+
+    links: dict[str, ActualLink]
+    names: dict[int, str]
+
+
 class Rtnl:
     """One rtnetlink socket. Use as a context manager."""
 
@@ -94,21 +101,26 @@ class Rtnl:
         if self._vlan_links is not None:
             self._vlan_links.close()
 
-    def links(self) -> dict[str, ActualLink]:
-        """All devices by name."""
+    def devices(self) -> Devices:
+        """All devices."""
         messages = dump_links(self._netlink)
         self._names = {message.index: message.name for message in messages}
-        return {message.name: actual_link(message, self._names) for message in messages}
+        links = {message.name: actual_link(message, self._names) for message in messages}
+        return Devices(links, dict(self._names))
 
-    def link_facts(self) -> tuple[LinkFacts, ...]:
-        """Devices with their addresses, as the compiler may know them."""
-        links = self.links()
+    def links(self) -> dict[str, ActualLink]:
+        """All devices by name."""
+        return self.devices().links
+
+    def link_facts(self, devices: Devices | None = None) -> tuple[LinkFacts, ...]:
+        """Devices with their addresses, as the compiler may know them; `devices` if they were read before."""
+        devices = devices or self.devices()
         addresses: dict[str, list[IpInterface]] = {}
         for index, address in dump_addresses(self._netlink):
-            name = self._names.get(index)
+            name = devices.names.get(index)
             if name:
                 addresses.setdefault(name, []).append(ip_interface(address))
-        return link_facts(links.values(), addresses)
+        return link_facts(devices.links.values(), addresses)
 
     def rules(self) -> tuple[frozenset[FibRule], tuple[ForeignRule, ...]]:
         """Our rules, and everybody else's."""
