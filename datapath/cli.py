@@ -112,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     drops.add_argument("--follow", action="store_true", help="until interrupted, instead of for 10 seconds")
     _add_state(drops)
 
+    doctor = _verb(
+        verbs, "doctor", _doctor, "show what on this node stands in the way, and what to do (exit 1 on fail)"
+    )
+    doctor.add_argument("policy", type=Path, nargs="?", help="to be applied here; default: the one in force")
+    _add_state(doctor)
+
     teardown = _verb(verbs, "teardown", _teardown, "remove everything of ours and put back what was there")
     _add_state(teardown)
 
@@ -315,6 +321,18 @@ def _drops(arguments: argparse.Namespace) -> int:
     for report in watch_drops(drift.plan, None if arguments.follow else DROPS_S):
         print(json.dumps(report.as_json()) if arguments.json else report.render(), flush=True)
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from datapath.observe.doctor import examine  # noqa: PLC0415  (libbpf is loaded only where it is needed)
+
+    loaded = load_policy(arguments.policy) if arguments.policy else None
+    report = examine(StateDirectory(arguments.state_dir), loaded)
+    if arguments.json:
+        _print_json(report.as_json())
+    else:
+        print(report.render())
+    return 1 if report.has_failed else 0
 
 
 def _teardown(arguments: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ class MountedNode(Node):
             self._holder.kill()
 
     def mount(self, *arguments: str) -> None:
-        """Call mount(8), for the processes of this node only."""
+        """Mount something that only the processes of this node see."""
         subprocess.run(self.ns.argv("mount", *arguments), check=True)
 
     @property
