@@ -17,6 +17,7 @@ from typing import Any
 import pydantic
 
 from datapath import __version__, log
+from datapath.confirmation import confirm, undo, watch
 from datapath.controller import Applied, Controller, compile_located
 from datapath.errors import DatapathError, InputError
 from datapath.facts import Facts, load_facts
@@ -229,18 +230,14 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 def _print_applied(applied: Applied, *, as_json: bool) -> None:
     steps = [step.describe() for step in applied.steps]
+    notes = [note.render() for note in (*applied.plan.notes, *applied.warnings)]
     if as_json:
         _print_json(
-            {
-                "changed": bool(steps),
-                "generation": applied.generation,
-                "steps": steps,
-                "notes": [note.render() for note in applied.plan.notes],
-            }
+            {"changed": bool(steps), "generation": applied.generation, "steps": steps, "notes": notes}
         )
         return
-    for note in applied.plan.notes:
-        print(note.render())
+    for note in notes:
+        print(note)
     if not steps:
         print("nothing to do: the kernel is as the policy says")
     else:
@@ -250,7 +247,7 @@ def _print_applied(applied: Applied, *, as_json: bool) -> None:
 
 
 def _confirm(arguments: argparse.Namespace) -> int:
-    generation = Controller(StateDirectory(arguments.state_dir)).confirm()
+    generation = confirm(StateDirectory(arguments.state_dir))
     if arguments.json:
         _print_json({"generation": generation})
     else:
@@ -259,10 +256,12 @@ def _confirm(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
+    directory = StateDirectory(arguments.state_dir)
     # Nobody is there to set a device up when the clock has run out.
-    controller = Controller(StateDirectory(arguments.state_dir), wait_for_devices=bool(arguments.unconfirmed))
+    controller = Controller(directory, wait_for_devices=bool(arguments.unconfirmed))
     if arguments.unconfirmed:
-        controller.rollback_unconfirmed(arguments.unconfirmed, wait=arguments.wait)
+        end = watch if arguments.wait else undo
+        end(directory, controller, arguments.unconfirmed)
         return 0
     _print_applied(controller.rollback(arguments.generation), as_json=arguments.json)
     return 0

@@ -21,13 +21,14 @@ from datapath.errors import (
 from datapath.facts import Facts, IdFacts
 from datapath.generations import Generation, History
 from datapath.kernel.executor import Executor
-from datapath.kernel.guardian import new_pending, start_guardian, wait_for_deadline
+from datapath.kernel.guardian import new_pending, start_guardian
 from datapath.kernel.observer import Sight, observe, observe_facts
 from datapath.log import get_logger
-from datapath.plan.model import NetworkIds, Plan
+from datapath.plan.model import NetworkIds, Note, Plan
 from datapath.plan.render import render_plan
 from datapath.policy import Backend as BackendWish
-from datapath.policy import LoadedPolicy, parse_policy
+from datapath.policy import LoadedPolicy, Policy, parse_policy
+from datapath.probing import ProbeUse, Probing
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.batches import batches
 from datapath.reconcile.conflicts import find_conflicts
@@ -46,11 +47,13 @@ class Applied:
 
     Attributes:
         steps: in order; empty where everything was right already.
+        warnings: about probes that fail and did not count.
     """
 
     plan: Plan
     steps: tuple[Step, ...]
     generation: int
+    warnings: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +120,25 @@ class Controller:
         prepared = self._prepare(loaded, state)
         return Drift(prepared.plan, prepared.changes.steps, prepared.actual, state)
 
-    def apply(self, loaded: LoadedPolicy, *, confirm_s: float | None = None) -> Applied:
+    def apply(
+        self,
+        loaded: LoadedPolicy,
+        *,
+        confirm_s: float | None = None,
+        probes: ProbeUse = ProbeUse.JUDGE,
+    ) -> Applied:
         """Make the namespace as the policy says.
 
         Args:
             loaded: the policy.
             confirm_s: go back by itself after so many seconds, unless `confirm` comes.
+            probes: SKIP also says that this goes back to what was good, and is nobody's new change.
 
         Raises:
             PolicyError: the policy is wrong; nothing was changed.
             ConflictError: something of others is in the way; nothing was changed.
             KernelError: a step failed; everything is as before.
+            ProbeError: a probe of the policy fails; everything is as before.
         """
         with self._directory.locked():
             state = dataclasses.replace(self._directory.load(), netns=current_netns())
@@ -135,35 +146,22 @@ class Controller:
             plan, steps = prepared.plan, prepared.changes.steps
             if not steps and loaded.source.text == state.policy:
                 return Applied(plan, steps, state.generation)
-            previous = self._previous_plan(state)
+            previous = _policy_in_force(state)
+            new = state if probes is ProbeUse.SKIP else dataclasses.replace(state, undone=None)
+            if not steps and probes is ProbeUse.JUDGE:
+                probes = ProbeUse.REPORT
+            probing = Probing(loaded, probes, prepared.changes.waiting)
+            back = self._previous_plan(state)
             try:
-                done = self._put_in_force(loaded, prepared, state, confirm_s)
-            except DatapathError as error:
+                probing.try_before(previous, state.ids)
+                done = self._put_in_force(loaded, prepared, new, confirm_s, probing)
+            except (DatapathError, KeyboardInterrupt) as error:
                 self._log.warning("apply_failed", error=str(error))
                 History(self._directory).discard(state.generation + 1)
-                self._roll_back(previous, dataclasses.replace(state, record=prepared.changes.before))
+                self._roll_back(back, dataclasses.replace(state, record=prepared.changes.before))
                 raise
             self._log.info("policy_applied", steps=len(steps), networks=len(plan.ids))
-            return Applied(plan, steps, done.generation)
-
-    def confirm(self) -> int:
-        """Keep the change that waits for confirmation.
-
-        Returns:
-            its generation.
-
-        Raises:
-            DatapathError: nothing waits; perhaps the deadline has passed.
-        """
-        with self._directory.locked():
-            state = self._directory.load()
-            if state.pending is None:
-                raise DatapathError(
-                    "nothing waits for confirmation",
-                    hint="if the deadline has passed, the change was undone: see `datapath history`",
-                )
-            self._directory.save(dataclasses.replace(state, pending=None))
-            return state.generation
+            return Applied(plan, steps, done.generation, probing.warnings)
 
     def rollback(self, number: int | None = None) -> Applied:
         """Apply an earlier policy again.
@@ -182,23 +180,8 @@ class Controller:
         if number == 0:
             return Applied(Plan(state.fwmark_mask), self.teardown(), 0)
         generation = History(self._directory).get(number)
-        return self.apply(parse_policy(generation.policy.encode(), generation.policy_name))
-
-    def rollback_unconfirmed(self, token: str, *, wait: bool) -> Applied | None:
-        """Undo the change of that token if nobody confirmed it; None where there is nothing to undo."""
-        if wait and not wait_for_deadline(self._directory, token):
-            return None
-        pending = self._directory.load().pending
-        if pending is None or pending.token != token:
-            return None
-        self._log.warning("confirmation_missed", back_to=pending.previous)
-        undone = self.rollback(pending.previous)
-        with self._directory.locked():
-            state = self._directory.load()
-            if state.pending == pending:
-                # It failed, and went back already, but could not write that down.
-                self._directory.save(dataclasses.replace(state, pending=None))
-        return undone
+        loaded = parse_policy(generation.policy.encode(), generation.policy_name)
+        return self.apply(loaded, probes=ProbeUse.SKIP)
 
     def _previous_generation(self, state: State) -> int:
         if state.pending is not None:
@@ -279,15 +262,18 @@ class Controller:
 
     def _previous_plan(self, state: State) -> Plan:
         """What to go back to: the policy in force, or nothing."""
-        if not state.policy:
-            return Plan(state.fwmark_mask)
-        loaded = parse_policy(state.policy.encode(), state.policy_name)
-        return compile_policy(loaded.policy, facts_in_force(state))
+        policy = _policy_in_force(state)
+        return compile_policy(policy, facts_in_force(state)) if policy else Plan(state.fwmark_mask)
 
     def _put_in_force(
-        self, loaded: LoadedPolicy, prepared: _Prepared, state: State, confirm_s: float | None
+        self,
+        loaded: LoadedPolicy,
+        prepared: _Prepared,
+        state: State,
+        confirm_s: float | None,
+        probing: Probing,
     ) -> State:
-        """Write down what is about to become ours, carry it out, verify, and remember the policy."""
+        """Write down what is about to become ours, carry it out, verify, probe, and remember the policy."""
         plan, changes = prepared.plan, prepared.changes
         record = changes.after
         before = dataclasses.replace(
@@ -296,12 +282,14 @@ class Controller:
         if changes.steps or before.pending:
             self._directory.save(before)
         if before.pending:
-            start_guardian(self._directory, before.pending)
+            start_guardian(self._directory, before.pending, has_probes=bool(loaded.policy.probes))
         if changes.steps:
             self._run(changes.steps)
             record = self._verify(plan.settled, dataclasses.replace(before, record=record))
+        watched = probing.judge(plan.ids)
         done = dataclasses.replace(
             before,
+            pending=before.pending and dataclasses.replace(before.pending, watched=watched),
             record=record,
             ids=_id_facts(plan.ids),
             fwmark_mask=plan.fwmark_mask,
@@ -385,6 +373,10 @@ def compile_located(loaded: LoadedPolicy, facts: Facts) -> Plan:
         return compile_policy(loaded.policy, facts)
     except CompileError as error:
         raise loaded.source.error(error.problems) from error
+
+
+def _policy_in_force(state: State) -> Policy | None:
+    return parse_policy(state.policy.encode(), state.policy_name).policy if state.policy else None
 
 
 def _probation(state: State, seconds: float) -> Pending:

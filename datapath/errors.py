@@ -103,3 +103,7 @@ class BusyError(DatapathError):
 
 class ConflictError(DatapathError):
     """Something on this node that is not ours is in the way; nothing was changed."""
+
+
+class ProbeError(DatapathError):
+    """A probe of the policy fails after the change, which is undone."""

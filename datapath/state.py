@@ -330,6 +330,7 @@ class _Document(pydantic.BaseModel):
     pending: Pending | None
     policy: str
     policy_name: str
+    undone: Undone | None = None
 
 
 def _decode(document: dict[str, Any], path: Path) -> State:
@@ -350,7 +351,7 @@ def _decode(document: dict[str, Any], path: Path) -> State:
     if read.boot != boot_id():
         # Nothing of that boot exists any more, but the operator's ids should not move, and history goes on.
         generation = read.generation if read.pending is None else read.pending.previous
-        return State(ids=read.ids, fwmark_mask=read.fwmark_mask, generation=generation)
+        return State(ids=read.ids, fwmark_mask=read.fwmark_mask, generation=generation, undone=_undone(read))
     netns = current_netns()
     if read.netns != netns:
         raise InputError(
@@ -367,20 +368,22 @@ def _decode(document: dict[str, Any], path: Path) -> State:
         ebpf_refused=read.ebpf_refused,
         netns=netns,
         pending=read.pending,
+        undone=read.undone,
     )
 
 
-def _pending(document: dict[str, Any]) -> Pending:
-    return Pending(**{**document, "watched": tuple(document.get("watched", ()))})
-
-
-def _undone(document: dict[str, Any]) -> Undone | None:
+def _undone(read: _Document) -> Undone | None:
     """Of an earlier boot: a change that was on probation when the machine went down was not good."""
-    pending = document["pending"]
+    reason = "the machine went down before it was confirmed"
+    return undone_by(read.pending, read.generation, read.policy, reason) or read.undone
+
+
+def undone_by(pending: Pending | None, generation: int, policy: str, reason: str) -> Undone | None:
+    """What goes back when a pending change does; None where its policy never came in force."""
     # The number goes up when the policy is in force: until then, the text is still the one before.
-    if pending is not None and document["generation"] != pending["previous"] and document["policy"]:
-        return Undone(text_digest(document["policy"]), "the machine went down before it was confirmed")
-    return None if document.get("undone") is None else Undone(**document["undone"])
+    if pending is None or generation == pending.previous or not policy:
+        return None
+    return Undone(text_digest(policy), pending.reason or reason)
 
 
 def text_digest(text: str) -> str:

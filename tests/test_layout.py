@@ -29,12 +29,13 @@ _MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "state": frozenset({"errors", "facts", "plan", "points", "reconcile"}),
     "generations": frozenset({"errors", "state"}),
     "kernel": frozenset({"errors", "facts", "log", "plan", "points", "reconcile", "state"}),
+    "probing": frozenset({"compiler", "errors", "facts", "kernel", "plan", "policy"}),
     "observe": frozenset(
         {"compiler", "errors", "facts", "kernel", "log", "plan", "policy", "reconcile", "state"}
     ),
 }
 #: These put the parts together, so they may import all of them; nobody but the next in line imports them.
-_ASSEMBLY: Final = ("controller", "service", "dryrun", "cli", "__main__")
+_ASSEMBLY: Final = ("controller", "confirmation", "service", "dryrun", "cli", "__main__")
 
 _PURE: Final = ("compiler", "plan", "reconcile")
 #: What a pure module has no use for: the system, files, time, chance and output.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datapath.policy import PROFILES, Policy, capacity
+from datapath.policy.base import PolicyModel
 from datapath.policy.marks import REFUSED_PROFILES
-from datapath.policy.model import PolicyModel
 from datapath.policy.unsupported import UNSUPPORTED
 
 if TYPE_CHECKING:
@@ -76,6 +76,30 @@ RULES = """\
 - A pinned `mark` is inside the mask. The mask has room for every network with a gateway and
   `return_path: conntrack`.
 - Tables 0, 253, 254 and 255 are the kernel's.
+
+## When probes are tried
+
+```yaml
+probes:
+  - gateway: public                                  # its gateways answer ARP and neighbour discovery
+  - tcp: 10.0.0.5:6443                               # the API server stays reachable
+  - http: http://10.0.0.5:8080/healthz
+    timeout: 1
+  - {tcp: "[2001:db8:9::1]:443", network: public}    # by that network's device and gateway
+```
+
+- After a change has been carried out and read back, and before it is kept. A probe that fails undoes the change: the policy
+  before it is in force again, and the error says which probe failed and what was seen.
+- Before the change, too: **what failed before does not count**, so that a probe never stands in the way of the repair. It is
+  reported as a warning. A probe of a network, device or gateway that is new with the change has no before, and counts.
+- `apply --confirm SECONDS`: those that worked are tried again and again until the change is confirmed; the first that fails
+  undoes it at once.
+- Not when going back (`rollback`, `restore`, a change that nobody confirmed), not when nothing changes, and not by `compile` and
+  `nft-dry-run`. Probes of networks whose device is missing or down are left out.
+
+A connection of a probe with `network` comes from the node's own address on that device, and the answer must pass
+`reverse_path.other` like any packet: a host behind the gateway that the main table reaches by another device needs `loose`
+or a route.
 """
 
 

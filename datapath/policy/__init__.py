@@ -13,8 +13,6 @@ from datapath.policy.model import (
     Network,
     Node,
     Policy,
-    Probe,
-    ProbeProtocol,
     ReturnPath,
     ReversePath,
     Rules,
@@ -23,6 +21,7 @@ from datapath.policy.model import (
     VlanDevice,
     Vrf,
 )
+from datapath.policy.probe import Probe
 from datapath.policy.source import PolicySource, Position
 
 __all__ = [
@@ -40,7 +39,6 @@ __all__ = [
     "PolicySource",
     "Position",
     "Probe",
-    "ProbeProtocol",
     "ReturnPath",
     "ReversePath",
     "Rules",

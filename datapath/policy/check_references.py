@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from datapath.errors import PolicyPath, Problem
 from datapath.policy.addresses import shown
-from datapath.policy.model import Network, ProbeProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from datapath.policy.model import Network
     from datapath.policy.readable import Readable
 
 
@@ -30,22 +30,30 @@ def egress(readable: Readable) -> Iterator[Problem]:
 
 
 def probes(readable: Readable) -> Iterator[Problem]:
-    """`probes[].network` exists and serves the address; ports go with protocols that have them."""
+    """The networks that probes name exist and have what is probed; each probe is there once."""
     networks = {network.name: network for _, network in readable.networks}
+    seen: dict[object, int] = {}
     for index, probe in readable.probes:
         path: PolicyPath = ("probes", index)
-        yield from _unknown_network((*path, "network"), probe.network, networks, readable)
-        network = networks.get(probe.network)
-        if network and not any(probe.address in vip for vip in network.vips):
+        name = probe.network_name
+        if name is not None:
+            key = "network" if probe.gateway is None else "gateway"
+            yield from _unknown_network((*path, key), name, networks, readable)
+        network = networks.get(probe.gateway or "")
+        if network and not network.gateway:
             yield Problem(
-                (*path, "address"),
-                f"{probe.address} is not a VIP of network {shown(network.name)}",
-                "probe an address that the network serves",
+                (*path, "gateway"),
+                f"network {shown(network.name)} has no gateway",
+                "give it one, or probe a host on it with `tcp`",
             )
-        if probe.protocol is ProbeProtocol.ICMP and probe.port is not None:
-            yield Problem((*path, "port"), "ICMP has no ports", "remove `port`")
-        if probe.protocol is not ProbeProtocol.ICMP and probe.port is None:
-            yield Problem(path, f"a {probe.protocol} probe needs a port", "add `port`")
+        endpoint = probe.endpoint
+        if endpoint and endpoint.address.is_link_local and probe.network is None:
+            yield Problem(
+                path, f"{endpoint.address} is on many links", "add `network`: which of them is meant?"
+            )
+        first = seen.setdefault((probe.gateway, probe.tcp, probe.http, probe.network), index)
+        if first != index:
+            yield Problem(path, f"the same as probes[{first}]", "remove one of them")
 
 
 def _unknown_network(

@@ -173,9 +173,6 @@ Table = Annotated[
         {"type": "integer", "minimum": 1, "maximum": TABLE_MAX, "not": {"enum": sorted(RESERVED_TABLES)[1:]}}
     ),
 ]
-Port = Annotated[
-    Integer, AfterValidator(check_port), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535})
-]
 Address = Annotated[
     IpAddress, PlainValidator(parse_address), PlainSerializer(str), _schema("IPv4 or IPv6 address")
 ]

@@ -11,26 +11,26 @@ import enum
 import functools
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 from datapath.plan.ingress import IpNetwork, OtherCheck, VipCheck, VlanProtocol
 from datapath.policy.addresses import IpAddress, RefusedError, collapse, shown
+from datapath.policy.base import PolicyModel
 from datapath.policy.fields import (
     IFNAME_BYTES_MAX,
-    Address,
     Addresses,
     Integer,
     InterfaceName,
     Mark,
     Mask,
     Name,
-    Port,
     Prefix,
     Table,
     Tpid,
     Vip,
 )
 from datapath.policy.marks import PROFILES, REFUSED_PROFILES, MarkProfile
+from datapath.policy.probe import PROBES_MAX, Probe
 
 #: Our ip rules lie in ``priority``..``priority + RULE_BLOCK_SIZE - 1``.
 RULE_BLOCK_SIZE = 4096
@@ -88,12 +88,6 @@ def _check_profile(value: object) -> object:
             "use this program where kube-proxy serves the VIPs, with one of the other profiles",
         )
     return value
-
-
-class PolicyModel(BaseModel):
-    """What all parts of a policy have in common: immutable, and no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Node(PolicyModel):
@@ -328,23 +322,6 @@ class Egress(PolicyModel):
     )
 
 
-class ProbeProtocol(enum.StrEnum):
-    """What a probe sends."""
-
-    TCP = "tcp"
-    UDP = "udp"
-    ICMP = "icmp"
-
-
-class Probe(PolicyModel):
-    """A flow that is tried after every change; the change is undone when it fails."""
-
-    network: Name = Field(description="Name of the network to try.")
-    address: Address = Field(description="The VIP to try.")
-    protocol: ProbeProtocol = Field(default=ProbeProtocol.TCP, description="`tcp`, `udp` or `icmp`.")
-    port: Port | None = Field(default=None, description="Destination port, for TCP and UDP.")
-
-
 class Policy(PolicyModel):
     """A whole policy file."""
 
@@ -367,7 +344,11 @@ class Policy(PolicyModel):
         min_length=1, max_length=NETWORKS_MAX, description="The networks, in any order."
     )
     egress: tuple[Egress, ...] = Field(default=(), description="Connections that are opened from inside.")
-    probes: tuple[Probe, ...] = Field(default=(), description="Flows that must work after a change.")
+    probes: tuple[Probe, ...] = Field(
+        default=(),
+        max_length=PROBES_MAX,
+        description="What must work after a change, or the change is undone.",
+    )
 
     def steering_of(self, network: Network) -> Steering:
         """How a network's replies are sent."""

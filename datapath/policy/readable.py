@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from datapath.policy.model import Egress, Marks, Network, Node, Policy, Probe
+    from datapath.policy.model import Egress, Marks, Network, Node, Policy
+    from datapath.policy.probe import Probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,8 @@ def _too_short(path: PolicyPath, _: ErrorDetails) -> Problem:
 
 def _too_long(path: PolicyPath, detail: ErrorDetails) -> Problem:
     limits = detail["ctx"]
-    return Problem(path, f"more than {limits['max_length']} elements", "one node cannot serve more")
+    hint = _TOO_LONG_HINTS.get(str(path[-1]), "one node cannot serve more")
+    return Problem(path, f"more than {limits['max_length']} elements", hint)
 
 
 _MISSING_HINTS = {
@@ -139,6 +140,8 @@ _MISSING_HINTS = {
     "parent": "name the trunk device, for example `parent: eth0`",
     "id": "give the VLAN id, 1 to 4094",
 }
+
+_TOO_LONG_HINTS = {"probes": "a few that stand for the others are enough: every change waits for all of them"}
 
 _TRANSLATIONS: dict[str, Callable[[PolicyPath, ErrorDetails], Problem]] = {
     "missing": _missing,

@@ -46,7 +46,6 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported("steering", "`steering: direct`", "use `steering: rules`", "direct", in_network=True),
     Unsupported("steering", "`steering: direct`", "use `steering: rules`", "direct"),
     Unsupported("egress", "egress", "remove `egress`"),
-    Unsupported("probes", "probes", "remove `probes`"),
 )
 
 
@@ -55,9 +54,7 @@ def unsupported(readable: Readable) -> Iterator[Problem]:
     for entry in UNSUPPORTED:
         # The name of a feature stands for its key, so a whole block is reported at the key.
         on_key = entry.value is None
-        message = (
-            f"{entry.feature} {'are' if entry.feature in {'VRFs', 'probes'} else 'is'} not supported yet"
-        )
+        message = f"{entry.feature} {'are' if entry.feature == 'VRFs' else 'is'} not supported yet"
         if not entry.in_network:
             if entry.refuses(readable.top.get(entry.key)):
                 yield Problem((entry.key,), message, entry.instead, on_key)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from datapath.controller import Controller
 from datapath.errors import BusyError, DatapathError
+from datapath.kernel.guardian import seconds_left
 from datapath.kernel.inotify import DirectoryWatch
 from datapath.kernel.notify import Notifier, watchdog_interval_s
 from datapath.kernel.watch import Event, Interest, NftWatch, RouteWatch
@@ -26,7 +27,7 @@ from datapath.reconcile.present import needed_devices
 from datapath.service.healer import Healer, Look, kind_of
 from datapath.service.memory import settle
 from datapath.service.policy_files import PolicyFiles
-from datapath.service.reload import Reloader
+from datapath.service.reload import UNDO_GRACE_S, Reloader
 from datapath.service.timers import Timers
 from datapath.state import DAEMON_LOCK, StateDirectory
 
@@ -293,6 +294,10 @@ class Service:
 
     def _after(self, look: Look) -> None:
         now = time.monotonic()
+        if look.state.pending is not None:
+            # A change is on probation, and who holds its clock may die.
+            left_s = seconds_left(look.state.pending)
+            self._timers.earliest(self._undo_unconfirmed, now + left_s + UNDO_GRACE_S)
         for key in self._healer.backoff.forget_quiet(now):
             self._log.info("drift_contest_ended", what=str(key))
         next_s = self._healer.backoff.next_s(now)

@@ -8,18 +8,20 @@ rolled back in an emergency must not come back by itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 
+from datapath.confirmation import undo
 from datapath.controller import Controller
-from datapath.errors import DatapathError, InputError
-from datapath.kernel.guardian import boot_clock_s
+from datapath.errors import DatapathError, InputError, ProbeError
+from datapath.kernel.guardian import is_overdue
 from datapath.log import get_logger
 from datapath.observe.stats import ServiceStats
 from datapath.policy import LoadedPolicy
+from datapath.probing import ProbeUse
 from datapath.service.policy_files import PolicyFiles
-from datapath.state import StateDirectory
+from datapath.service.restore import restore
+from datapath.state import StateDirectory, text_digest
 
 _MEMORY = "daemon.json"
 _RETRY_S = 1.0
@@ -28,7 +30,7 @@ _RETRY_MAX_S = 30.0
 _WRITING_S = 1.0
 _WRITING_MAX_S = 30.0
 #: How long after its deadline an unconfirmed change is ours to undo.
-_GRACE_S = 2.0
+UNDO_GRACE_S = 2.0
 
 
 class Reloader:
@@ -56,7 +58,9 @@ class Reloader:
             InputError: the policy is wrong and no other is in force.
             DatapathError: the state directory cannot be read.
         """
-        in_force = self._directory.load().policy
+        self._complete_undoing()
+        state = self._directory.load()
+        in_force = state.policy
         try:
             loaded = self._read()
         except InputError as error:
@@ -66,6 +70,14 @@ class Reloader:
             return None
         if loaded is None:
             return _WRITING_S
+        if state.undone and state.undone.policy == _digest(loaded) and in_force != loaded.source.text:
+            self._log.warning(
+                "policy_was_undone",
+                reason=state.undone.reason,
+                hint="it stays out of force until the files change, or SIGHUP",
+            )
+            restore(self._directory.path)
+            return None
         if in_force and in_force != loaded.source.text and self._remembered() == _digest(loaded):
             self._log.warning(
                 "policy_differs_from_files",
@@ -128,15 +140,30 @@ class Reloader:
     def undo_overdue(self) -> bool:
         """Undo a change that nobody confirmed in time and nobody else undid."""
         pending = self._directory.load().pending
-        if pending is None or boot_clock_s() < pending.deadline_s + _GRACE_S:
+        if pending is None or not is_overdue(pending, UNDO_GRACE_S):
             return False
-        return self._controller.rollback_unconfirmed(pending.token, wait=False) is not None
+        return undo(self._directory, self._controller, pending.token) is not None
+
+    def _complete_undoing(self) -> None:
+        """Nobody may have been there when the time of a change was up."""
+        try:
+            self.undo_overdue()
+        except DatapathError as error:
+            # It is tried again; the datapath is no worse than before this daemon was started.
+            self._log.error("rollback_failed", error=str(error), hint=error.hint)
 
     def _apply(self, loaded: LoadedPolicy, *, is_first: bool) -> float | None:
         self._stats.policy_rejected = False
         began = time.monotonic()
         try:
-            applied = self._controller.apply(loaded)
+            # Where nothing was in force, an undone change would leave a node that serves nobody.
+            in_force = self._directory.load().policy
+            applied = self._controller.apply(loaded, probes=ProbeUse.JUDGE if in_force else ProbeUse.REPORT)
+        except ProbeError as error:
+            # Trying it again would be an outage each time.
+            self._stats.apply_failed = True
+            self._log.error("policy_undone", error=str(error), hint=error.hint, in_force="the one before")
+            return None
         except DatapathError as error:
             if is_first and isinstance(error, InputError):
                 raise
@@ -151,6 +178,8 @@ class Reloader:
         self._stats.apply_failed = False
         self._retry_s = _RETRY_S
         self._remember(_digest(loaded))
+        for note in applied.warnings:
+            self._log.warning("probe_failed", error=note.text)
         self._log.info("policy_in_force", generation=applied.generation, steps=len(applied.steps))
         return None
 
@@ -176,4 +205,4 @@ class Reloader:
 
 
 def _digest(loaded: LoadedPolicy) -> str:
-    return hashlib.sha256(loaded.source.text.encode()).hexdigest()
+    return text_digest(loaded.source.text)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datapath.confirmation import undo
 from datapath.controller import Applied, Controller
 from datapath.generations import History
+from datapath.kernel.guardian import is_overdue
 from datapath.policy import parse_policy
+from datapath.probing import ProbeUse
 from datapath.state import StateDirectory
 
 
@@ -19,6 +22,7 @@ def restore(state: Path) -> Applied | None:
     """Put the last good policy in force; devices that are not there yet may come later.
 
     A change that waited for its confirmation when the machine went down is not good: the one before it is restored.
+    The same in this boot if nobody was there when its time was up.
 
     Returns:
         None where a policy is in force already, or none ever was.
@@ -28,8 +32,11 @@ def restore(state: Path) -> Applied | None:
     """
     directory = StateDirectory(state)
     last = directory.load()
+    controller = Controller(directory, wait_for_devices=True)
+    if last.pending is not None and is_overdue(last.pending):
+        return undo(directory, controller, last.pending.token)
     if last.policy or last.generation == 0:
         return None
     kept = History(directory).get(last.generation)
     loaded = parse_policy(kept.policy.encode(), kept.policy_name)
-    return Controller(directory, wait_for_devices=True).apply(loaded)
+    return controller.apply(loaded, probes=ProbeUse.SKIP)

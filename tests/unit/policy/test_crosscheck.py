@@ -225,7 +225,6 @@ USES: dict[tuple[str, bool], tuple[dict[str, Any], dict[str, Any]]] = {
     ("steering", True): ({"steering": "direct"}, {}),
     ("steering", False): ({}, {"steering": "direct"}),
     ("egress", False): ({}, {"egress": [{"network": "n0", "sources": ["10.0.0.0/8"]}]}),
-    ("probes", False): ({}, {"probes": [{"network": "n0", "address": "198.51.0.0", "port": 1}]}),
 }
 
 

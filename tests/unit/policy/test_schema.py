@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from datapath.policy import MarkProfile, Policy, parse_policy
-from datapath.policy.model import PolicyModel
+from datapath.policy.base import PolicyModel
 from tools import gen_policy_docs
 
 REPOSITORY = Path(__file__).parents[3]
@@ -127,7 +127,10 @@ def test_shown_policies_load_and_fit_the_schema(name: str, text: str) -> None:
         changed("marks", "profile", value="tailscale"),
         changed("marks", value={"profile": "cilium"}),
         changed("rules", "priority", value=30000),
-        changed("probes", value=[{"network": "public", "address": "192.0.2.1", "port": 65536}]),
+        changed("probes", value=[{"gateway": "public", "tcp": "192.0.2.1:443"}]),
+        changed("probes", value=[{"network": "public"}]),
+        changed("probes", value=[{"http": "https://192.0.2.1/"}]),
+        changed("probes", value=[{"gateway": "public", "attempts": 11}]),
     ],
 )
 def test_schema_refuses(policy: dict[str, Any]) -> None:
