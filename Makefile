@@ -15,10 +15,12 @@ FUZZ_SECONDS ?= 300
 FUZZ_ARGS ?=
 # make mutate MUTATE_ARGS=--quick
 MUTATE_ARGS ?=
+# Further options for a benchmark: make bench BENCH_ARGS='--networks 1,100'
+BENCH_ARGS ?=
 # Further options for the VM lane: make test-vm VM_ARGS='--kernel 6.1'
 VM_ARGS ?=
 
-.PHONY: help setup test test-vm test-deb test-systemd lint fuzz mutate demo docs deb clean FORCE
+.PHONY: help setup bench bench-quick test test-vm test-deb test-systemd lint fuzz mutate demo docs deb clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +30,11 @@ setup: .stamps/setup ## install what the project needs: Debian packages by name,
 # The stamp alone would lie after someone removed .venv.
 .stamps/setup: tools/setup/install.sh tools/setup/packages.txt pyproject.toml $(if $(wildcard $(PYTHON)),,FORCE)
 	tools/setup/install.sh --venv dev run test
+	@mkdir -p $(@D) && touch $@
+
+# Plots are nothing that a test or a node needs.
+.stamps/setup-bench: .stamps/setup
+	tools/setup/install.sh --venv bench test
 	@mkdir -p $(@D) && touch $@
 
 # Emulation and kernel images are 300 MB that nothing else needs.
@@ -55,6 +62,12 @@ fuzz: setup ## fuzz the packet parser, five minutes or FUZZ_SECONDS; what breaks
 
 mutate: setup ## change single conditions of the eBPF program and show which test notices (root)
 	$(PYTHON) -m tools.mutate $(MUTATE_ARGS)
+
+bench: .stamps/setup-bench ## measure everything into build/bench: table, JSON, plots; about 20 minutes on a quiet machine (root)
+	$(PYTHON) -m tools.bench all --output build/bench $(BENCH_ARGS)
+
+bench-quick: .stamps/setup-bench ## measure what matters most, in less than 3 minutes (root)
+	$(PYTHON) -m tools.bench quick --output build/bench-quick $(BENCH_ARGS)
 
 demo: setup ## show the broken return path, the classic recipe and ours, with real traffic in namespaces (root)
 	$(PYTHON) -m tools.lab demo

@@ -52,13 +52,14 @@ def _normalised(distribution: str) -> str:
 
 @functools.cache
 def _python_dependencies() -> tuple[frozenset[str], frozenset[str]]:
-    """Distributions that the package needs, and those that only development needs."""
+    """Distributions that the package needs, and those that only development and the benchmarks' plots need."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
     def names(requirements: list[str]) -> frozenset[str]:
         return frozenset(_normalised(re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0]) for line in requirements)
 
-    return names(project["dependencies"]), names(project["optional-dependencies"]["dev"])
+    optional = project["optional-dependencies"]
+    return names(project["dependencies"]), names(optional["dev"]) | names(optional["bench"])
 
 
 def _third_party_imports(*folders: str) -> dict[str, str]:
@@ -77,7 +78,7 @@ def _not_provided(imports: dict[str, str], distributions: frozenset[str], module
     return [
         f"{where}: {module}"
         for module, where in imports.items()
-        if module not in modules and not distributions & {_normalised(name) for name in known.get(module, ())}
+        if module not in modules and not distributions & {_normalised(name) for name in known.get(module, (module,))}
     ]
 
 

@@ -69,13 +69,24 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to measure."""
+    """What to measure.
+
+    Attributes:
+        profiles_between: at all numbers of networks but the least and the greatest; all of them if None.
+    """
 
     networks: Sequence[int]
     variants: Sequence[str]
     profiles: Sequence[str]
     families: Sequence[int] = FAMILIES
     repetitions: int = 21
+    profiles_between: Sequence[str] | None = None
+
+    def profiles_at(self, count: int) -> Sequence[str]:
+        """The profiles to measure with so many networks."""
+        if self.profiles_between is None or count in {min(self.networks), max(self.networks)}:
+            return self.profiles
+        return self.profiles_between
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +265,7 @@ def bench(wanted: Wanted, say: Callable[[str], None]) -> Iterator[Bench]:
             made.grounds[variant.name, count] = ground
             made.cells += [
                 Cell(variant, count, family, frames.PROFILES[letter])
-                for letter in wanted.profiles
+                for letter in wanted.profiles_at(count)
                 for family in wanted.families
             ]
         yield made

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of a run: cost against networks, what it is made of, control-plane times. Needs matplotlib (`make bench`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from tools.bench.statistics import Summary
+from tools.bench.tables import Forwarding
+from tools.bench.variants import BASE, FLOOR, TITLES
+
+mpl.use("Agg")
+# The same picture from the same figures: no dates, no random ids.
+mpl.rcParams.update({"svg.hashsalt": "datapath", "font.size": 10, "svg.fonttype": "none"})
+
+_COLOURS: Final = {
+    BASE: "#555555",
+    "classic-legacy": "#d95f02",
+    "classic-nft": "#a6261d",
+    "hand-nft": "#b8860b",
+    "ebpf-rules": "#1b6ca8",
+    "nft-rules": "#6baed6",
+    "ebpf-direct": "#1b9e5a",
+}
+_MARKERS: Final = dict(zip(_COLOURS, "osD^vP*", strict=True))
+#: From the bare harness to ours: what each step adds.
+_STEPS: Final = (FLOOR, "plain", BASE, "rp_filter", "ebpf-direct", "ebpf-rules", "nft-rules", "hand-nft")
+_MORE_STEPS: Final = ("classic-legacy", "classic-nft")
+_OPERATIONS: Final = (
+    "load from nothing",
+    "no-op apply",
+    "add one network",
+    "change one network",
+    "remove one network",
+    "heal one deleted rule",
+    "daemon: add one network",
+)
+_PEER_OPERATIONS: Final = (
+    "load from nothing (restore, ip -batch)",
+    "load from nothing, one by one (estimated)",
+    "add one network (12 commands)",
+)
+
+
+def _save(figure: Any, folder: Path, name: str) -> Iterator[Path]:
+    for suffix in ("svg", "png"):
+        path = folder / f"{name}.{suffix}"
+        options = {"metadata": {"Date": None}} if suffix == "svg" else {"dpi": 110}
+        figure.savefig(path, bbox_inches="tight", **options)
+        yield path
+    plt.close(figure)
+
+
+def _cost_against_networks(found: Forwarding, family: int) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for name, colour in _COLOURS.items():
+        points = [
+            (count, min(samples) / 1000)
+            for count in found.networks()
+            if (samples := found.samples(name, count, family, "r"))
+        ]
+        if not points:
+            continue
+        if name == BASE:
+            axes.axhline(points[0][1], color=colour, linestyle="--", linewidth=1.2, label=TITLES[name])
+            continue
+        axes.plot(*zip(*points, strict=True), color=colour, marker=_MARKERS[name], label=TITLES[name])
+    counts = found.networks()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("networks")
+    axes.set_ylabel("round trip of one small packet, µs (least of the repetitions)")
+    axes.set_title(f"Cost per packet against the number of networks, IPv{family}")
+    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.grid(visible=True, which="both", color="#dddddd", linewidth=0.6)
+    axes.legend(fontsize=8.5, loc="upper left")
+    return figure
+
+
+def _decomposition(found: Forwarding, family: int, count: int) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 4.2))
+    names, values = [], []
+    for name in (*_STEPS, *_MORE_STEPS):
+        samples = found.samples(name, count if name in _COLOURS and name != BASE else 1, family, "r")
+        if samples:
+            names.append(TITLES[name])
+            values.append(min(samples))
+    base = min(found.base(family, "r"))
+    colours = ["#1b6ca8" if name.startswith("datapath") else "#999999" for name in names]
+    axes.barh(names, values, color=colours)
+    axes.axvline(base, color="#555555", linestyle="--", linewidth=1)
+    for row, value in enumerate(values):
+        axes.text(value, row, f" {value} ns ({(value / base - 1) * 100:+.0f} %)", va="center", fontsize=8.5)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(values) * 1.25)
+    axes.set_xlabel("round trip, ns (least of the repetitions); dashed: the base")
+    axes.set_title(f"What a round trip is made of, {count} network{'s' if count > 1 else ''}, IPv{family}")
+    return figure
+
+
+def _control(result: dict[str, Any]) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 5.5))
+    shown = [("datapath, ebpf", name, "-") for name in _OPERATIONS]
+    shown += [
+        (f"classic, {tool}", name, ":")
+        for tool in ("iptables-legacy", "iptables-nft")
+        for name in _PEER_OPERATIONS
+    ]
+    for index, (who, operation, style) in enumerate(shown):
+        points = sorted(
+            (row["networks"], Summary.of(row["times"][operation]).minimum * 1000)
+            for row in result["rows"]
+            if row["who"] == who and operation in row["times"]
+        )
+        if points:
+            label = f"{who}: {operation}"
+            colour = mpl.colormaps["tab20"](index)
+            axes.plot(
+                *zip(*points, strict=True),
+                linestyle=style,
+                marker="o",
+                markersize=4,
+                color=colour,
+                label=label,
+            )
+    counts = sorted({row["networks"] for row in result["rows"]})
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.set_xlabel("networks, both families")
+    axes.set_ylabel("ms (least of the rounds)")
+    axes.set_title("Control plane")
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def draw(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write every plot that the result has figures for; SVG for pages, PNG to look at."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    if result.get("forwarding"):
+        found = Forwarding(result["forwarding"])
+        for family in (4, 6):
+            if found.base(family, "r"):
+                written += _save(_cost_against_networks(found, family), folder, f"perf-networks-ipv{family}")
+                for count in (1, found.networks()[-1]):
+                    figure = _decomposition(found, family, count)
+                    written += _save(
+                        figure, folder, f"perf-parts-{'one' if count == 1 else 'many'}-ipv{family}"
+                    )
+    if result.get("control") and any(row["times"] for row in result["control"]["rows"]):
+        written += _save(_control(result["control"]), folder, "perf-control")
+    return written
