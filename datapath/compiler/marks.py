@@ -61,7 +61,7 @@ def emit_table(context: Context, classification: Classification, *, rule_bank: i
     if marked:
         followers = [network for network in marked if network.network.track is Track.LAST]
         chains += _hook_chains(context.mask, follow=bool(followers))
-        chains += [_copy_chain(copy, context.mask) for copy in (_SAVE, _RESTORE)]
+        chains += _copy_chains(context.mask)
         chains += [_follow_chain(network, context.mask) for network in followers]
         maps += _follow_map(followers)
     return NftTable(
@@ -90,13 +90,10 @@ def _ids_set(networks: list[NetworkContext]) -> NftMap:
 
 def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:
     ours = f"& {mask:#010x}"
-    restore = NftRule(
-        f"ct direction reply ct mark {ours} != 0 goto {_RESTORE.chain}",
-        "networks[*].return_path reply: restore the mark of its network",
-    )
+    reply = NftRule("ct direction reply goto reply", "networks[*].return_path reply")
     ingress = [
         NftRule(
-            f"ct direction original ct mark {ours} == 0 jump {_SAVE.chain}",
+            f"ct direction original ct mark {ours} == 0 jump save",
             "networks[*].return_path request: save the network it came in by, also for flows older than this",
         )
     ]
@@ -112,58 +109,63 @@ def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:
             f"meta mark set meta mark & {FULL & ~mask:#010x}",
             "networks[*].return_path request: routed as without the policy",
         ),
-        restore,
+        reply,
     ]
     return [
         NftChain(
             "prerouting",
-            (NftRule(f"meta mark {ours} != 0 goto ingress", "networks[*] marked as it entered"), restore),
+            (NftRule(f"meta mark {ours} != 0 goto ingress", "networks[*] marked as it entered"), reply),
             BaseChain(ChainType.FILTER, Hook.PREROUTING, PRIORITY),
         ),
         NftChain("ingress", tuple(ingress)),
         # Only a chain of type route makes the kernel look the route up again when the mark changes.
-        NftChain("output", (restore,), BaseChain(ChainType.ROUTE, Hook.OUTPUT, PRIORITY)),
+        NftChain("output", (reply,), BaseChain(ChainType.ROUTE, Hook.OUTPUT, PRIORITY)),
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """One of the two marks, with nft's words for both."""
+def _copy_chains(mask: int) -> list[NftChain]:
+    """Make target = (target & ~mask) | (source & mask), however many networks there are.
 
-    chain: str
-    source: str
-    target: str
-    origin: str
-
-
-_SAVE = _Copy("save", "meta mark", "ct mark", "networks[*].return_path save the mark")
-_RESTORE = _Copy("restore", "ct mark", "meta mark", "networks[*].return_path restore the mark")
-
-
-def _copy_chain(copy: _Copy, mask: int) -> NftChain:
-    """Target = (target & ~mask) | (source & mask), however many networks there are.
-
-    nft before 1.1 and Linux before 6.14 cannot combine two variables. Where the target has no bit of others,
-    which is the rule, there is nothing to combine: one masked write. Else bit by bit.
+    nft before 1.1 and Linux before 6.14 cannot combine two variables. Where the target has no bit at all, which
+    is the rule, there is nothing to combine: one masked write. Else bit by bit, beside those of others.
     """
-    foreign = FULL & ~mask
-    plain = f"{copy.target} set {copy.source} & {mask:#010x}"
-    if not foreign:
-        return NftChain(copy.chain, (NftRule(plain, copy.origin),))
-    rules = [
-        NftRule(f"{copy.target} & {foreign:#010x} == 0 {plain} return", copy.origin),
-        NftRule(f"{copy.target} set {copy.target} & {foreign:#010x}", f"{copy.origin} beside bits of others"),
+    ours = f"& {mask:#010x}"
+    save, restore = "networks[*].return_path save the mark", "networks[*].return_path restore the mark"
+    return [
+        # Nobody comes here whose connection has a bit of ours: there is nothing to clear.
+        NftChain(
+            "save",
+            (
+                NftRule(f"ct mark 0 ct mark set meta mark {ours} return", save),
+                *_bit_by_bit("meta mark", "ct mark", mask, save),
+            ),
+        ),
+        NftChain(
+            "reply",
+            (
+                NftRule(f"meta mark 0 meta mark set ct mark {ours} return", restore),
+                NftRule(f"ct mark {ours} != 0 goto restore", f"{restore} beside bits of others"),
+            ),
+        ),
+        NftChain(
+            "restore",
+            (
+                # A local socket may have set its own mark (SO_MARK): the connection's network wins.
+                NftRule(f"meta mark set meta mark & {FULL & ~mask:#010x}", f"{restore} and no other"),
+                *_bit_by_bit("ct mark", "meta mark", mask, restore),
+            ),
+        ),
     ]
+
+
+def _bit_by_bit(source: str, target: str, mask: int, origin: str) -> Iterator[NftRule]:
     rest = mask
     for position, bit in enumerate(_bits(mask)):
         if position and position % _BITS_AT_ONCE == 0:
-            rules.append(
-                NftRule(f"{copy.source} & {rest:#010x} == 0 return", f"{copy.origin} until no bit is left")
-            )
-        write = f"{copy.target} set {copy.target} | {bit:#010x}"
-        rules.append(NftRule(f"{copy.source} & {bit:#010x} != 0 {write}", f"{copy.origin} bit by bit"))
+            yield NftRule(f"{source} & {rest:#010x} == 0 return", f"{origin} until no bit is left")
+        copy = f"{source} & {bit:#010x} != 0 {target} set {target} | {bit:#010x}"
+        yield NftRule(copy, f"{origin} bit by bit")
         rest &= ~bit
-    return NftChain(copy.chain, tuple(rules))
 
 
 def _bits(mask: int) -> Iterator[int]:
