@@ -150,13 +150,12 @@ class RuleDecoder:
         for body in bodies:
             fixed, priority, table, goto, mark, mask, source, destination, protocol = unpack(body)
             to_length, from_length, small_table, number = fixed[1], fixed[2], fixed[4], fixed[7]
-            action = _ACTIONS.get(number)
             table = table or small_table
-            is_ours = protocol == ROUTE_PROTOCOL and action is not None
+            is_ours = protocol == ROUTE_PROTOCOL and number in _ACTIONS
             rule = FibRule(
                 family,
                 priority,
-                action if is_ours else RuleAction.LOOKUP,
+                _ACTIONS[number] if is_ours else RuleAction.LOOKUP,
                 table if number == 1 or not is_ours else goto,
                 mark,
                 mask,

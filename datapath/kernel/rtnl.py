@@ -104,7 +104,7 @@ class Rtnl:
     def devices(self) -> Devices:
         """All devices."""
         messages = dump_links(self._netlink)
-        self._names = {message.index: message.name for message in messages}
+        self._names = {message.ifindex: message.name for message in messages}
         links = {message.name: actual_link(message, self._names) for message in messages}
         return Devices(links, dict(self._names))
 
@@ -157,7 +157,7 @@ class Rtnl:
 
     def _name(self, index: int) -> str:
         if index not in self._names:
-            self._names = {message.index: message.name for message in dump_links(self._netlink)}
+            self._names = {message.ifindex: message.name for message in dump_links(self._netlink)}
             # One that is gone meanwhile is asked for once.
             self._names.setdefault(index, f"ifindex {index}")
         return self._names[index]

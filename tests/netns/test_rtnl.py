@@ -90,11 +90,11 @@ def routes(draw: st.DrawFn) -> Route:
     table, destination = draw(st.sampled_from(TABLES)), draw(networks(family))
     if is_refusal:
         return Route(table, destination, type=RouteType.UNREACHABLE, metric=metric)
-    gateways = {
+    gateways: dict[Family, st.SearchStrategy[IPv4Address | IPv6Address]] = {
         Family.IPV4: st.integers(0x0B000001, 0x7E000000).map(IPv4Address),
         Family.IPV6: st.integers(0xFE80 << 112 | 1, (0xFE80 << 112) + 0xFFFFFFFF).map(IPv6Address),
-    }[family]
-    gateway = draw(st.one_of(st.none(), gateways))
+    }
+    gateway = draw(st.one_of(st.none(), gateways[family]))
     return Route(table, destination, draw(st.sampled_from(DEVICES[1:])), gateway, metric=metric)
 
 
@@ -166,7 +166,7 @@ def seen_by_pyroute2() -> tuple[list[FibRule], list[Route]]:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(rules(), unique=True, max_size=40), st.lists(routes(), unique_by=key, max_size=40))
 def test_what_is_written_is_read_back(some_rules: list[FibRule], some_routes: list[Route]) -> None:
-    items = [*some_routes, *some_rules]
+    items: list[FibRule | Route] = [*some_routes, *some_rules]
     with Rtnl() as rtnl:
         _, foreign = rtnl.rules()
         try:
