@@ -71,13 +71,12 @@ def diff_sysctls(
     exempt_keys = {rp_filter_key(device) for device in exempt}
     for key, value in wanted.items():
         if key in actual and (key in saved or actual[key] != value or key in exempt_keys):
-            original = saved[key].original if key in saved else actual[key]
-            saved[key] = Saved(original, value)
+            saved[key] = _saved(saved.get(key), actual[key], value)
     released = frozenset(key for key in saved if key not in wanted)
     tighten = [
         SetSysctl(key, saved[key].original, actual[key])
         for key in sorted(released, key=lambda key: (key != ALL, key))
-        if key in actual and actual[key] == saved[key].ours != saved[key].original
+        if key in actual and actual[key] in _ours(saved[key]) and actual[key] != saved[key].original
     ]
     return SysctlChanges(tuple(loosen), tuple(tighten), saved, released)
 
@@ -102,11 +101,27 @@ def split_by_device(
     return rest, theirs
 
 
+def _saved(entry: Saved | None, present: str, wanted: str) -> Saved:
+    """What to remember of a key before it is written.
+
+    From one value of ours to another, both are ours until it is done: a process that dies between this record and
+    the write must not leave a value that looks like somebody else's. None of these values holds a space.
+    """
+    if entry is None:
+        return Saved(present, wanted)
+    between = present != wanted and present in _ours(entry)
+    return Saved(entry.original, f"{present} {wanted}" if between else wanted)
+
+
+def _ours(entry: Saved) -> list[str]:
+    return entry.ours.split()
+
+
 def _refreshed(saved: Mapping[str, Saved], actual: Mapping[str, str]) -> dict[str, Saved]:
     """Somebody else's later value is the one to put back, not the older one that we found."""
     return {
         key: entry
-        if actual.get(key, entry.ours) in (entry.ours, entry.original)
+        if key not in actual or actual[key] in (*_ours(entry), entry.original)
         else Saved(actual[key], entry.ours)
         for key, entry in saved.items()
     }
@@ -125,7 +140,7 @@ def _exempt_values(
             continue
         if key == ALL or match["device"] in exempt:
             yield key, "0"
-        elif key in saved and value == "0" and saved[key].ours == "0":
+        elif key in saved and value == "0" and "0" in _ours(saved[key]):
             # It was exempt until now: back to what the kernel would check without us.
             original_all = int(saved[ALL].original) if ALL in saved else everywhere
             yield key, str(max(original_all, int(saved[key].original), everywhere))

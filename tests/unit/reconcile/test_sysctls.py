@@ -79,6 +79,28 @@ def test_an_apply_that_is_killed_anywhere_is_undone(
 
 
 @fast
+@given(NODES, EXEMPTIONS, st.integers(0, 12), st.sets(st.sampled_from(["eth0", "eth1", "eth2"])))
+def test_a_change_that_is_killed_anywhere_is_completed_or_undone(
+    values: dict[str, str], exemptions: list[set[str]], done: int, last: set[str]
+) -> None:
+    """From any set of devices to any other: whatever comes next, every device is checked as it must be."""
+    kernel = Kernel(values)
+    before = {device: kernel.effective(device) for device in DEVICES}
+    *earlier, killed = exemptions
+    for exempt in earlier:
+        kernel.apply(exempt)
+    changes = diff_sysctls(kernel.values, (), killed, kernel.record)
+    for step in (*changes.loosen, *changes.tighten)[:done]:
+        kernel.values[step.key] = step.new
+    kernel.record = Record(changes.saved)
+    kernel.apply(last)
+    for device in DEVICES:
+        assert kernel.effective(device) == (0 if device in last else before[device])
+    kernel.apply(set())
+    assert kernel.values == values
+
+
+@fast
 @given(NODES, st.sampled_from(["lo", "eth2"]), LEVELS)
 def test_what_somebody_else_sets_later_stays(values: dict[str, str], device: str, level: str) -> None:
     """An administrator's own value of another device is theirs: it is no drift, now or in any later round."""
