@@ -30,7 +30,7 @@ _PACKETS_MIN, _PACKETS_MAX = 128, 20_000
 _BATCH_NS: Final = 400_000
 _BATCH_MAX: Final = 64
 _PROBE_PACKETS: Final = 64
-_SETTLE_S: Final = 2.0
+_SETTLE_S: Final = 1.0
 _KEY: Final = bytes(4)
 
 

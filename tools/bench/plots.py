@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
 from tools.bench.statistics import Summary
 from tools.bench.tables import Forwarding
@@ -31,20 +32,29 @@ _MARKERS: Final = dict(zip(_COLOURS, "osD^vP*", strict=True))
 #: From the bare harness to ours: what each step adds.
 _STEPS: Final = (FLOOR, "plain", BASE, "rp_filter", "ebpf-direct", "ebpf-rules", "nft-rules", "hand-nft")
 _MORE_STEPS: Final = ("classic-legacy", "classic-nft")
-_OPERATIONS: Final = (
-    "load from nothing",
-    "no-op apply",
-    "add one network",
-    "change one network",
-    "remove one network",
-    "heal one deleted rule",
-    "daemon: add one network",
-)
-_PEER_OPERATIONS: Final = (
-    "load from nothing (restore, ip -batch)",
-    "load from nothing, one by one (estimated)",
-    "add one network (12 commands)",
-)
+_LOAD, _ONE_BY_ONE, _ADD = "#a6261d", "#d95f02", "#1b6ca8"
+_PEER_OPERATIONS: Final = {
+    "load from nothing (restore, ip -batch)": _LOAD,
+    "load from nothing, one by one (estimated)": _ONE_BY_ONE,
+    "add one network (12 commands)": _ADD,
+}
+#: Line style, and the colour of each operation.
+_CONTESTANTS: Final[dict[str, tuple[str, dict[str, str]]]] = {
+    "datapath, ebpf": (
+        "-",
+        {
+            "load from nothing": _LOAD,
+            "add one network": _ADD,
+            "daemon: add one network": "#56b4e9",
+            "remove one network": "#8856a7",
+            "change one network": "#e78ac3",
+            "heal one deleted rule": "#b8860b",
+            "no-op apply": "#1b9e5a",
+        },
+    ),
+    "classic, iptables-legacy": (":", _PEER_OPERATIONS),
+    "classic, iptables-nft": ("--", _PEER_OPERATIONS),
+}
 
 
 def _save(figure: Any, folder: Path, name: str) -> Iterator[Path]:
@@ -54,6 +64,18 @@ def _save(figure: Any, folder: Path, name: str) -> Iterator[Path]:
         figure.savefig(path, bbox_inches="tight", **options)
         yield path
     plt.close(figure)
+
+
+def _log_axes(axes: Any, counts: list[int]) -> None:
+    """Both logarithmic, with plain numbers: networks to the right."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.set_xlabel("networks")
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
 
 
 def _cost_against_networks(found: Forwarding, family: int) -> Any:
@@ -70,16 +92,9 @@ def _cost_against_networks(found: Forwarding, family: int) -> Any:
             axes.axhline(points[0][1], color=colour, linestyle="--", linewidth=1.2, label=TITLES[name])
             continue
         axes.plot(*zip(*points, strict=True), color=colour, marker=_MARKERS[name], label=TITLES[name])
-    counts = found.networks()
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
-    axes.minorticks_off()
-    axes.set_xlabel("networks")
-    axes.set_ylabel("round trip of one small packet, µs (least of the repetitions)")
+    _log_axes(axes, found.networks())
+    axes.set_ylabel("µs per round trip of a small packet")
     axes.set_title(f"Cost per packet against the number of networks, IPv{family}")
-    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axes.grid(visible=True, which="both", color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8.5, loc="upper left")
     return figure
 
@@ -101,46 +116,35 @@ def _decomposition(found: Forwarding, family: int, count: int) -> Any:
     axes.invert_yaxis()
     axes.set_xlim(0, max(values) * 1.25)
     axes.set_xlabel("round trip, ns (least of the repetitions); dashed: the base")
-    axes.set_title(f"What a round trip is made of, {count} network{'s' if count > 1 else ''}, IPv{family}")
+    axes.set_title(f"Cost of a round trip, {count:,} network{'s' if count > 1 else ''}, IPv{family}")
     return figure
 
 
 def _control(result: dict[str, Any]) -> Any:
+    """Colours are operations, lines are contestants."""
     figure, axes = plt.subplots(figsize=(8, 5.5))
-    shown = [("datapath, ebpf", name, "-") for name in _OPERATIONS]
-    shown += [
-        (f"classic, {tool}", name, ":")
-        for tool in ("iptables-legacy", "iptables-nft")
-        for name in _PEER_OPERATIONS
-    ]
-    for index, (who, operation, style) in enumerate(shown):
-        points = sorted(
-            (row["networks"], Summary.of(row["times"][operation]).minimum * 1000)
-            for row in result["rows"]
-            if row["who"] == who and operation in row["times"]
-        )
-        if points:
-            label = f"{who}: {operation}"
-            colour = mpl.colormaps["tab20"](index)
-            axes.plot(
-                *zip(*points, strict=True),
-                linestyle=style,
-                marker="o",
-                markersize=4,
-                color=colour,
-                label=label,
+    for who, (style, operations) in _CONTESTANTS.items():
+        for operation, colour in operations.items():
+            points = sorted(
+                (row["networks"], Summary.of(row["times"][operation]).minimum * 1000)
+                for row in result["rows"]
+                if row["who"] == who and operation in row["times"]
             )
-    counts = sorted({row["networks"] for row in result["rows"]})
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axes.set_xlabel("networks, both families")
-    axes.set_ylabel("ms (least of the rounds)")
+            if points:
+                label = f"{who}: {operation}"
+                axes.plot(
+                    *zip(*points, strict=True),
+                    linestyle=style,
+                    marker="o",
+                    markersize=4,
+                    color=colour,
+                    label=label,
+                )
+    _log_axes(axes, sorted({row["networks"] for row in result["rows"]}))
+    axes.set_xlabel("networks, both families each")
+    axes.set_ylabel("ms")
     axes.set_title("Control plane")
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     return figure
 
 

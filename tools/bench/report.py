@@ -150,7 +150,9 @@ def as_text(result: dict[str, Any]) -> str:
     wanted = [name for name in found if name not in {"targets", "machine"}]
     parts = [table.text() for name in wanted for table in found[name]]
     parts += [f"no figure: {line}" for line in problems(result)]
-    return "\n".join([*parts, "", found["targets"][0].text()])
+    # A single part says nothing about most targets.
+    goals = targets.table(result, with_unknown=len(wanted) > 1)
+    return "\n".join([*parts, "", goals.text()] if goals.rows else parts)
 
 
 def fill(page: str, result: dict[str, Any]) -> str:

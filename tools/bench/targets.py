@@ -6,10 +6,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tools.bench.tables import Forwarding, Table
 from tools.bench.variants import BASE
+
+_ROUNDING: Final = 1e-9
 
 
 class State(enum.StrEnum):
@@ -41,7 +43,8 @@ class Judged:
     def state(self) -> State:
         if not self.figures:
             return State.UNKNOWN
-        worst = max(value for _, value in self.figures)
+        # 1.3 - 1 is a little more than 0.3.
+        worst = max(value for _, value in self.figures) - _ROUNDING
         if worst <= self.aim:
             return State.AIM
         return State.MUST if worst <= self.must else State.MISSED
@@ -137,9 +140,9 @@ def _changes(kinds: Sequence[dict[str, Any]] | None) -> Judged:
     return Judged("lost or misrouted packets, all changes", "", 0, 0, figures)
 
 
-def table(result: dict[str, Any]) -> Table:
-    """All targets with their state."""
-    rows = [judged.row() for judged in judge(result)]
+def table(result: dict[str, Any], *, with_unknown: bool = True) -> Table:
+    """All targets with their state, or only those that the run says something about."""
+    rows = [judged.row() for judged in judge(result) if with_unknown or judged.state is not State.UNKNOWN]
     return Table("Targets", ["target", "must", "aim", "measured", "state"], rows)
 
 
