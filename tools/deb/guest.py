@@ -1,208 +1,265 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs as root in the virtual machine, at the end of every boot: does to the node what nodes suffer, under traffic.
+"""Runs as root in the virtual machine, from early boot on: does to the node what nodes suffer, under traffic.
 
-Only the standard library: it runs on a Debian without a checkout. Results are JSON lines on the second disk.
+Three boots: the first ends with a reboot, the second with a power cut, the third with power off. Only the standard
+library: it runs on a Debian without a checkout.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import time
-from collections.abc import Callable
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-RESULTS = Path("/dev/vdb")
-STAGE = Path("/var/lib/datapath-check-stage")
-POLICY = Path("/etc/datapath/policy.yaml")
-VIPS = ("198.51.100.10", "2001:db8:1::10")
-CLIENT = ("192.0.2.7", "2001:db8:99::7")
-_INTERVAL_MS = 50
-_PACKETS = 80
-_lines: list[str] = []
+from tools.deb import topology
+from tools.deb.node import events, is_as_desired, main_pid, sh, tell, wait_for_event, wait_until_active, write
+from tools.deb.steps import FIRST_BOOT, SECOND_BOOT, THIRD_BOOT, Step
+from tools.deb.topology import SITES
+from tools.deb.traffic import GRACE_S, Client, EchoServer, Request, WrongWay, figures
 
-
-def sh(*argv: str, check: bool = True) -> str:
-    """Run a program; its output."""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if check and done.returncode != 0:
-        raise RuntimeError(f"{argv}: {done.returncode} {done.stdout}{done.stderr}")
-    return done.stdout.strip()
+_STAGE: Final = Path("/var/lib/datapath-check/stage")
+_BOOT_S: Final = 240.0
+_SETTLE_S: Final = 2.0
+#: How much later than network-online.target, so than kubelet, a flow may get its first answer: neighbours are not
+#: known yet, and requests come every quarter of a second.
+_ONLINE_S: Final = 2.0
 
 
-def report(check: str, *, good: bool, **figures: Any) -> None:
-    """Keep a result, and write all of them: the machine may stop at any time."""
-    _lines.append(json.dumps({"check": check, "good": good, **figures}))
-    data = ("\n".join(_lines) + "\n").encode()
-    with RESULTS.open("r+b") as disk:
-        disk.seek(int(_stage()) * 65536)
-        disk.write(data.ljust(65536, b"\0"))
-        disk.flush()
-        os.fsync(disk.fileno())
-    print(_lines[-1], flush=True)
+class Traffic:
+    """The clients, what they ask, and a watch on the uplink."""
+
+    def __init__(self) -> None:
+        vips = [vip for site in SITES for vip in (*site.node_vips, *site.pod_vips)]
+        self._wrong_way = WrongWay(topology.UPLINK, frozenset(vips))
+        self._wrong_way.start()
+        EchoServer("pod", list(topology.POD), topology.ECHO_PORT)
+        EchoServer(None, [vip for site in SITES for vip in site.node_vips], topology.ECHO_PORT)
+        self._clients: list[Client] = []
+
+    def begin(self, site: topology.Site) -> None:
+        """From now on this client asks."""
+        targets = [
+            (f"{site.name} {family} {kind}", own, vip)
+            for kind, vips in (("node", site.node_vips), ("pod", site.pod_vips))
+            for family, own, vip in zip(("IPv4", "IPv6"), site.clients, vips, strict=True)
+        ]
+        self._clients.append(Client(site.name, targets, topology.ECHO_PORT))
+
+    def requests(self, begin_s: float, end_s: float) -> list[Request]:
+        """Those that were sent between two moments of the monotonic clock."""
+        return [
+            request
+            for client in self._clients
+            for request in list(client.requests)
+            if begin_s <= request.sent_s < end_s
+        ]
+
+    def settled(self, begin_s: float, end_s: float) -> list[Request]:
+        """The same, when their answers have had the time to come."""
+        while time.monotonic() < end_s + GRACE_S:
+            requests = self.requests(begin_s, end_s)
+            if all(request.answered_s is not None for request in requests):
+                break
+            time.sleep(0.2)
+        return self.requests(begin_s, end_s)
+
+    def astray(self, begin_s: float, end_s: float, *sites: topology.Site) -> list[float]:
+        """When answers left by the uplink, those of some networks only."""
+        vips = {vip for site in sites or SITES for vip in (*site.node_vips, *site.pod_vips)}
+        return [at for at, vip in list(self._wrong_way.seen) if begin_s <= at < end_s and vip in vips]
 
 
-def _stage() -> str:
-    return STAGE.read_text() if STAGE.exists() else "0"
-
-
-def client() -> None:
-    """A client two hops away, in a namespace: its packets come in on vip0, the node's default route is another."""
-    sh("ip", "netns", "add", "client")
-    sh("ip", "link", "set", "vip0-peer", "netns", "client")
-    inside = ("ip", "-n", "client")
+def _namespace(name: str) -> tuple[str, ...]:
+    sh("ip", "netns", "add", name)
+    inside = ("ip", "-n", name)
     sh(*inside, "link", "set", "lo", "up")
-    sh(*inside, "link", "set", "vip0-peer", "up")
-    mac = Path("/sys/class/net/vip0/address").read_text().strip()
-    for gateway, address in zip(("198.51.100.1/24", "2001:db8:1::1/64"), CLIENT, strict=True):
-        sh(*inside, "address", "add", gateway, "dev", "vip0-peer", "nodad")
-        sh(*inside, "address", "add", address, "dev", "lo", "nodad")
+    return inside
+
+
+def _make_pod() -> None:
+    inside = _namespace("pod")
+    sh("ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", "pod")
+    sh(*inside, "link", "set", "eth0", "up")
+    sh("ip", "link", "set", "pod0", "up")
+    for address, gateway in zip(topology.POD, topology.POD_GATEWAY, strict=True):
+        bits = 64 if ":" in address else 24
+        sh("ip", "address", "add", f"{gateway}/{bits}", "dev", "pod0", "nodad")
+        sh(*inside, "address", "add", f"{address}/{bits}", "dev", "eth0", "nodad")
+        sh(*inside, "route", "add", "default", "via", gateway)
+
+
+def _make_client(site: topology.Site) -> None:
+    """A client behind the router of its network."""
+    inside = _namespace(site.name)
+    sh("ip", "link", "set", site.port, "netns", site.name)
+    sh(*inside, "link", "set", site.port, "up")
+    device = site.port
+    if site.vlan:
+        device = "vlan"
+        tag = ("type", "vlan", "id", str(site.vlan))
+        sh(*inside, "link", "add", "link", site.port, "name", device, *tag)
+        sh(*inside, "link", "set", device, "up")
+    for gateway, own in zip(site.gateways, site.clients, strict=True):
+        sh(*inside, "address", "add", f"{gateway}/{64 if ':' in gateway else 24}", "dev", device, "nodad")
+        sh(*inside, "address", "add", own, "dev", "lo", "nodad")
     # Linux answers neighbour solicitations only on the device that has the address: MetalLB does it for VIPs.
-    for vip in VIPS:
-        sh(*inside, "neighbour", "replace", vip, "lladdr", mac, "dev", "vip0-peer", "nud", "permanent")
+    for vip in (*site.node_vips, *site.pod_vips):
+        sh(*inside, "neighbour", "replace", vip, "lladdr", site.mac, "dev", device, "nud", "permanent")
 
 
-def losses(action: Callable[[], object]) -> dict[str, int]:
-    """Echo requests of both families at a fixed rate while something happens; how many had no answer."""
-    running = []
-    for address, vip in zip(CLIENT, VIPS, strict=True):
-        argv = ["ip", "netns", "exec", "client", "ping", "-n", "-I", address, "-W", "2"]
-        argv += ["-i", str(_INTERVAL_MS / 1000), "-c", str(_PACKETS), vip]
-        running.append(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
-    time.sleep(1.5)
-    action()
-    lost = {}
-    for version, ping in zip(("ipv4", "ipv6"), running, strict=True):
-        output = ping.communicate()[0]
-        answered = {word for line in output.splitlines() for word in line.split() if "seq=" in word}
-        lost[version] = _PACKETS - len(answered)
-    return lost
+def _begin_traffic() -> Traffic:
+    """Each client begins as soon as its cable is there."""
+    _make_pod()
+    traffic = Traffic()
+    for site in SITES:
+        deadline = time.monotonic() + _BOOT_S
+        while not Path("/sys/class/net", site.port).exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"there is no {site.port}")
+            time.sleep(0.005)
+        _make_client(site)
+        traffic.begin(site)
+    return traffic
 
 
-def under_traffic(check: str, action: Callable[[], object], allowed: int = 0) -> None:
-    """Report what an action costs in packets of 50 ms; up to `allowed` of each family are good."""
-    before = main_pid()
-    refused: list[str] = []
-
-    def attempt() -> None:
-        try:
-            action()
-        except RuntimeError as error:
-            refused.append(str(error))
-
-    lost = losses(attempt)
-    time.sleep(1)
-    healthy = "no drift" in sh("datapath", "status", check=False)
-    report(
-        check,
-        good=max(lost.values()) <= allowed and healthy and not refused,
-        lost=lost,
-        refused=refused,
-        sent_each=_PACKETS,
-        interval_ms=_INTERVAL_MS,
-        no_drift_afterwards=healthy,
-        new_process=main_pid() != before,
-    )
+def _property(name: str, unit: str) -> str:
+    return sh("systemctl", "show", "-P", name, unit)
 
 
-def main_pid() -> str:
-    """Process of the daemon; 0 for none."""
-    return sh("systemctl", "show", "-P", "MainPID", "datapath")
+def _boot_order(*, restored: bool) -> None:
+    """Restored before the first device is configured; the daemon before the network is said to be there."""
+    units = ("datapath-restore", "systemd-networkd", "datapath", "network-online.target")
+    ms = {unit: int(_property("ActiveEnterTimestampMonotonic", unit)) // 1000 for unit in units}
+    good = 0 < ms["datapath"] < ms["network-online.target"]
+    if restored:
+        good = good and 0 < ms["datapath-restore"] < ms["systemd-networkd"]
+    tell(check="order at boot", good=good, ms_since_boot=ms)
 
 
-def boot_order() -> None:
-    """Before the first device is configured, and before the network is said to be there."""
-
-    def entered(unit: str) -> int:
-        return int(sh("systemctl", "show", "-P", "ActiveEnterTimestampMonotonic", unit))
-
-    times = {
-        unit: entered(unit)
-        for unit in (
-            *("datapath-restore.service", "network-pre.target", "systemd-networkd.service"),
-            *("datapath.service", "network-online.target"),
-        )
+def _service() -> None:
+    """Confined as the unit says, with the eBPF program, and nothing was refused to it."""
+    units = ("-u", "datapath", "-u", "datapath-restore")
+    refused = sh("journalctl", "-b", *units, "-g", "refused|denied", "-o", "cat", "-q", check=False)
+    status = sh("datapath", "status", check=False).splitlines()
+    filters = {
+        site.device: sh("tc", "filter", "show", "dev", site.device, "ingress", check=False).splitlines()
+        for site in SITES
     }
-    good = 0 < times["datapath.service"] < times["network-online.target"]
-    if _stage() != "0":
-        good &= 0 < times["datapath-restore.service"] < times["systemd-networkd.service"]
-    ms = {unit: value // 1000 for unit, value in times.items()}
-    report("order at boot", good=good, ms_since_boot=ms)
-
-
-def service() -> None:
-    """Active, confined as the unit says, with the eBPF program."""
-    status = sh("datapath", "status", check=False)
-    report(
-        "service after boot",
-        good=sh("systemctl", "is-active", "datapath", check=False) == "active" and "no drift" in status,
+    tell(
+        check="the service",
+        good=not refused and all(any("bpf" in line for line in lines) for lines in filters.values()),
         kernel=os.uname().release,
         systemd=sh("systemctl", "--version").splitlines()[0],
-        status=status.splitlines(),
-        tc=sh("tc", "filter", "show", "dev", "vip0", "ingress", check=False).splitlines()[:2],
-        refused=sh(
-            "journalctl",
-            "-b",
-            "-u",
-            "datapath",
-            "-u",
-            "datapath-restore",
-            "-g",
-            "refused|denied",
-            check=False,
-        ),
+        status=status,
+        refused=refused.splitlines(),
         security=sh("systemd-analyze", "security", "--no-pager", "datapath", check=False).splitlines()[-1:],
     )
 
 
-def first_boot() -> None:
-    """Everything that happens to a node between two boots."""
-    under_traffic("nothing happens", lambda: None)
-    under_traffic("systemctl restart datapath", lambda: sh("systemctl", "restart", "datapath"))
-    under_traffic("systemctl reload datapath", lambda: sh("systemctl", "reload", "datapath"))
-    under_traffic("systemctl stop datapath", lambda: sh("systemctl", "stop", "datapath"))
-    under_traffic("systemctl start datapath", lambda: sh("systemctl", "start", "datapath"))
-    under_traffic("kill -9 of the daemon", lambda: sh("kill", "-9", main_pid()))
-    time.sleep(5)
-    under_traffic("networkctl reload", lambda: sh("networkctl", "reload"))
-    under_traffic("restart of systemd-networkd", lambda: sh("systemctl", "restart", "systemd-networkd"))
-    # Lost is what passes until it is repaired.
-    under_traffic("nft flush ruleset", lambda: sh("nft", "flush", "ruleset"), allowed=10)
-    under_traffic("ip rules deleted", lambda: sh("ip", "rule", "flush", "protocol", "78"), allowed=10)
-    package = str(next(Path("/srv").glob("*-2_amd64.deb")))
-    under_traffic("package upgrade", lambda: sh("dpkg", "-i", package))
+def _boot(name: str, traffic: Traffic, began_s: float, *, restored: bool) -> None:
+    """What the clients saw of a boot: when each flow was answered first, and that it was answered from then on."""
+    print(f"{name}: traffic flows", flush=True)
+    is_up = wait_until_active("multi-user.target", "network-online.target", "datapath", timeout_s=_BOOT_S)
+    time.sleep(_SETTLE_S)
+    healthy = is_as_desired()
+    end_s = time.monotonic()
+    everything = traffic.settled(began_s, end_s)
+    online_s = int(_property("ActiveEnterTimestampMonotonic", "network-online.target")) / 1e6
+    for site in SITES:
+        requests = [item for item in everything if item.flow.startswith(site.name)]
+        astray = traffic.astray(began_s, end_s, site)
+        first: dict[str, float] = {}
+        for item in requests:
+            if item.answered_s is not None:
+                first.setdefault(item.flow, item.sent_s)
+        served = [item for item in requests if item.sent_s >= first.get(item.flow, end_s)]
+        seen = figures(served)
+        late_s = max(first.values(), default=end_s) - online_s
+        good = is_up and healthy and len(first) == len({item.flow for item in requests})
+        tell(
+            step=f"{name}: {site.name}",
+            good=good and seen["lost"] == 0 and late_s <= _ONLINE_S,
+            limit=f"answered {_ONLINE_S:.0f} s after network-online.target, then 0 lost",
+            **seen,
+            wrong_way=len(astray),
+            asked_from_ms=round(1000 * requests[0].sent_s) if requests else None,
+            answered_from_ms={flow: round(1000 * at) for flow, at in first.items()},
+            after_online_ms=round(1000 * late_s),
+            wrong_way_for_ms=round(1000 * (astray[-1] - astray[0])) if astray else 0,
+        )
+    _boot_order(restored=restored)
+    _service()
 
 
-def second_boot() -> None:
-    """After a reboot with policy files that have gone bad."""
-    under_traffic("reboot with a broken policy file", lambda: None)
+def _take(step: Step, traffic: Traffic) -> None:
+    """Do it, wait until all is as desired, and tell what it cost."""
+    print(step.name, flush=True)
+    pid, wall, begin_s = main_pid(), time.time(), time.monotonic()
+    refused = ""
+    try:
+        step.action()
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is this step's result)
+        refused = str(error)
+    took_s = time.monotonic() - begin_s
+    wait_for_event(step.event, wall)
+    time.sleep(_SETTLE_S)
+    healthy = is_as_desired()
+    end_s = time.monotonic()
+    seen = figures(traffic.settled(begin_s, end_s))
+    log = events(wall)
+    repairs = [event for event in log if event.get("event") == "drift_healed"]
+    names = {str(event.get("event")) for event in log}
+    wrong_way = len(traffic.astray(begin_s, end_s))
+    problems = [refused] if refused else []
+    problems += step.problems(seen, repairs=len(repairs), events=names, healthy=healthy, wrong_way=wrong_way)
+    tell(
+        step=step.name,
+        good=not problems,
+        problems=problems,
+        limit=step.limit,
+        **seen,
+        wrong_way=wrong_way,
+        repairs=len(repairs),
+        repair_ms=max((event["heal_ms"] for event in repairs), default=None),
+        repaired=[{key: event.get(key) for key in ("steps", "by", "seen", "heal_ms")} for event in repairs][
+            :6
+        ],
+        took_ms=round(1000 * took_s),
+        new_process=main_pid() != pid,
+    )
+
+
+def _run(stage: int) -> None:
+    began_s = time.monotonic()
+    traffic = _begin_traffic()
+    name = ("first boot", "reboot", "power cut, broken policy file")[stage]
+    _boot(name, traffic, began_s, restored=stage > 0)
+    if stage == 2:
+        rejected = any(event.get("event") == "policy_rejected" for event in events(0))
+        tell(check="the broken policy file was rejected", good=rejected)
+    for step in (FIRST_BOOT, SECOND_BOOT, THIRD_BOOT)[stage]:
+        _take(step, traffic)
 
 
 def main() -> None:
     """One boot's share, then on to the next, or off."""
-    stage = _stage()
+    stage = int(_STAGE.read_text()) if _STAGE.exists() else 0
     try:
-        client()
-        time.sleep(3)
-        boot_order()
-        service()
-        first_boot() if stage == "0" else second_boot()
-        if stage == "0":
-            POLICY.write_text("version: 1\nnetworks: [")
-            # As written by now: a machine that loses power has not more than this either.
-            sh("sync")
-    except Exception as error:  # noqa: BLE001  (whatever it is, the host must hear of it)
+        _run(stage)
+    except Exception:  # noqa: BLE001  (whatever it is, the host must hear of it)
         journal = sh("journalctl", "-b", "-u", "datapath*", "--no-pager", "-n", "30", check=False)
-        report("the check itself", good=False, error=repr(error), journal=journal.splitlines())
-        stage = "1"
-    if stage == "0":
-        STAGE.write_text("1")
+        tell(check="the guest itself", good=False, error=traceback.format_exc(), journal=journal.splitlines())
+        sh("systemctl", "poweroff", "-ff", check=False)
+    write(_STAGE, str(stage + 1))
+    if stage == 0:
         sh("systemctl", "reboot", check=False)
+    elif stage == 1:
+        sh("systemctl", "reboot", "-ff", check=False)
     else:
-        report("end", good=True)
-        sh("systemctl", "poweroff", check=False)
+        tell(check="end", good=True)
+        sh("systemctl", "poweroff", "-ff", check=False)
 
 
 if __name__ == "__main__":
