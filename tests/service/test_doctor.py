@@ -185,9 +185,14 @@ def test_marks_and_rules_of_others(node: Node, look: Any) -> None:
     node.ns.nft("table ip other { chain c { type filter hook forward priority 0; meta mark set 0x20000; }; }")
     try:
         found, status = look(node)
-    finally:
         node.ns.ip([rule[0].replace("add", "del")])
+        by_nft = look(node)[0]["conflict"]
+    finally:
+        node.ns.run("ip", "rule", "flush", "priority", "900")
         node.ns.nft("delete table ip other")
+    assert by_nft["severity"] == "fail"
+    assert "nft table ip other, chain c" in by_nft["seen"]
+    assert look(node)[0]["conflict"]["severity"] == "ok"
     assert (found["conflict"]["severity"], status) == ("fail", 1)
     assert "marks.mask" in found["conflict"]["remedy"]
     assert "0x00030000" in found["marks"]["seen"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from datapath import cli
 from datapath.errors import InputError
+from datapath.generations import History
 from datapath.state import StateDirectory, seal
+from tests.faults.zygote import Zygote
 from tests.netns.nodes import inside, quick_dump
 from tests.service.daemon import DEVICES, FIRST, SECOND, Daemon, Node, policy
 from tools.lab.dump import difference
@@ -193,6 +196,31 @@ def test_a_key_that_leads_elsewhere_is_no_sysctl(node: Node) -> None:
                 StateDirectory(node.state).load()
     finally:
         path.write_bytes(good)
+
+
+def test_power_loss_between_any_two_writes_leaves_a_policy_to_restore(
+    node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the state speaks of is in the history already when it says so."""
+    state = tmp_path / "state"
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(policy(FIRST))
+    two.write_text(policy(FIRST, SECOND))
+    with Zygote(node.ns) as zygote:
+        assert not zygote.ask("apply", state, policy=str(one))["error"]
+        points = zygote.ask("apply", state, policy=str(two))["points"]
+        writes = [number for number, name in enumerate(points) if name.startswith(("write ", "rename "))]
+        assert len(writes) >= 6, points
+        for number in writes:
+            assert not zygote.ask("apply", state, policy=str(one))["error"]
+            assert zygote.ask("apply", state, policy=str(two), kill_at=number) == {"killed": True}
+            with inside(node.ns.name):
+                last = StateDirectory(state).load()
+            kept = History(StateDirectory(state)).get(last.generation)
+            assert kept.policy == last.policy, points[number]
+        assert not zygote.ask("teardown", state)["error"]
+    for verb in ("apply", "rollback"):
+        assert _run(node, verb, capsys)[0] == 0, "the node's own policy again, for the other tests"
 
 
 def test_lost_files_are_no_damage(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
