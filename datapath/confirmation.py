@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 from datapath.controller import Applied, Controller
 from datapath.errors import DatapathError
@@ -14,6 +15,8 @@ from datapath.probing import failing
 from datapath.state import StateDirectory, current_netns, undone_by
 
 _MISSED = "nobody confirmed it in time"
+#: Until the guardian gives up on a change that cannot be undone: then it is the daemon's, or the next start's.
+_RETRIES_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
 def confirm(directory: StateDirectory) -> int:
@@ -44,7 +47,16 @@ def confirm(directory: StateDirectory) -> int:
 def watch(directory: StateDirectory, controller: Controller, token: str) -> Applied | None:
     """The guardian: wait until that change is confirmed, or undo it at its deadline or when a probe fails."""
     reason = watch_until_deadline(directory, token, lambda names: _failing(directory, names))
-    return undo(directory, controller, token, reason) if reason else None
+    if not reason:
+        return None
+    for delay_s in _RETRIES_S:
+        try:
+            return undo(directory, controller, token, reason)
+        except DatapathError as error:
+            # Somebody works on it, or something is in the way: nobody else may be there to try again.
+            get_logger().error("rollback_failed", error=str(error), next_attempt_in_s=delay_s)
+            time.sleep(delay_s)
+    return undo(directory, controller, token, reason)
 
 
 def undo(

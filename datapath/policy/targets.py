@@ -95,7 +95,8 @@ def parse_url(value: object) -> Url:
     if parts.scheme != "http" or not host or parts.username is not None or parts.fragment:
         raise RefusedError(f"{shown(value)} is not an http URL", _URL_EXAMPLE)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if not _PATH.fullmatch(path) or len(text) > _URL_CHARACTERS_MAX:
+    # `urlsplit` drops line breaks, and with them what it would have had to refuse.
+    if not _PATH.fullmatch(path) or not text.isprintable() or len(text) > _URL_CHARACTERS_MAX:
         raise RefusedError(
             f"{shown(value)} cannot be sent as it is",
             f"percent-encode it, and use at most {_URL_CHARACTERS_MAX} characters",

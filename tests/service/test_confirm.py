@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from datapath.state import LOCK_WAIT_S, StateDirectory
 from tests.netns.router import Router, tcp_server
 from tests.service.daemon import DEVICES, FIRST, SECOND, Daemon, Node, policy, wait_until
 
@@ -80,6 +82,18 @@ def test_the_guardian_outlives_who_applied(node: Node) -> None:
         "nothing waits for confirmation; the last change was undone: nobody confirmed it in time"
         in late.stderr
     )
+
+
+@pytest.mark.slow
+def test_the_guardian_tries_again_when_somebody_works_on_it(node: Node) -> None:
+    _apply(node, policy(FIRST))
+    before = node.snapshot()
+    _apply(node, policy(FIRST, SECOND), "--confirm", "2")
+    with StateDirectory(node.state).locked():
+        deadline = time.monotonic() + LOCK_WAIT_S + 4
+        wait_until(lambda: time.monotonic() > deadline, "its first attempt has failed")
+        assert not node.has(before)
+    wait_until(lambda: node.has(before), "gone back")
 
 
 def test_the_daemon_takes_over_from_a_guardian_that_was_killed(node: Node) -> None:

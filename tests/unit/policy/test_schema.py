@@ -51,6 +51,12 @@ EXAMPLE: dict[str, Any] = {
             "on_link": ["198.51.100.2"],
         },
     ],
+    "probes": [
+        {"gateway": "public", "timeout": 1, "attempts": 10},
+        {"tcp": "192.0.2.50:443", "network": "public"},
+        {"tcp": "[2001:db8::50]:443"},
+        {"http": "http://[2001:db8::50]:8080/healthz?full=1"},
+    ],
 }
 
 
