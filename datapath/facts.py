@@ -58,6 +58,7 @@ class Facts(_Frozen):
         previous_ids: as they were when the last change was finished; connections carry marks of these. They differ
             from `ids` only after a change that did not end.
         previous_mask: the mask of those.
+        marked_by_nft: our live table has the chains that mark and check packets (`backend: nft`).
         rule_bank: which of the two banks of ip rules holds the live tree, None where there is none.
         ebpf_refused: why this host cannot load the eBPF program; empty where it can, or nobody asked.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
@@ -68,6 +69,7 @@ class Facts(_Frozen):
     fwmark_mask: int = 0
     previous_ids: tuple[IdFacts, ...] = ()
     previous_mask: int = 0
+    marked_by_nft: bool = False
     rule_bank: int | None = None
     ebpf_refused: str = ""
     forwarding: dict[int, bool] = {4: True, 6: True}

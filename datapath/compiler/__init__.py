@@ -45,6 +45,10 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
     by_nft = emit_classification(context, program) if backend is Backend.NFT else Classification()
     table = emit_table(context, by_nft, rule_bank=rule_bank)
     changes, warnings = mark_changes(context)
+    meanwhile = table
+    if changes and backend is Backend.EBPF and facts.marked_by_nft:
+        # The old program of marks is a part of the old table: without it, and without the new program, nobody marks.
+        meanwhile = emit_table(context, emit_classification(context, program), rule_bank=rule_bank)
     return Plan(
         fwmark_mask=context.mask,
         ids=tuple(sorted(i for i in ids.values() if i != NetworkIds(i.name))),
@@ -55,7 +59,7 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         rules=emit_rules(context, rule_bank=rule_bank),
         table=table,
         mark_changes=changes,
-        transition=with_translation(table, changes) if table and changes else None,
+        transition=with_translation(meanwhile, changes) if meanwhile and changes else None,
         ingress=program,
         backend=backend,
         backend_reason=reason,

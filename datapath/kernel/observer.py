@@ -13,7 +13,7 @@ from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Devices, Rtnl
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
-from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
+from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import FibRule, Route
 from datapath.reconcile.actual import Actual, ActualIngress, ActualLink, ActualTable, ForeignMark, ForeignRule
 from datapath.reconcile.conflicts import new_tables
@@ -101,6 +101,7 @@ def observe_facts(state: State, sight: Sight | None = None) -> Facts:
         fwmark_mask=live.fwmark_mask or state.fwmark_mask,
         previous_ids=state.ids or live.ids,
         previous_mask=state.fwmark_mask or live.fwmark_mask,
+        marked_by_nft=found is not None and CLASSIFY_CHAIN in found[0].chains,
         rule_bank=live.rule_bank,
         forwarding=sysctl.forwarding(),
     )

@@ -76,7 +76,9 @@ def reconcile(
     steps += [*_added_routes(actual, desired, ready), *_added_rules(actual, desired)]
     text = diff_table(actual.table, desired.transition or desired.table, spec=TABLE_SPEC)
     program = carried_program(desired, actual.links)
-    ingress = [SyncIngress(program, record.clsact)] if _ingress_differs(actual, program, record) else []
+    needed = _needs_clsact(actual, program) | _kept_clsact(desired, record)
+    released = record.clsact - needed
+    ingress = [SyncIngress(program, released)] if _ingress_differs(actual, program, released) else []
     nft = [NftTransaction(text)] if text else []
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
     steps += [*_removed_rules(actual, desired), *_removed_routes(actual, desired)]
@@ -84,18 +86,22 @@ def reconcile(
     steps += links.remove
     steps += split_by_device(sysctls.tighten, frozenset(step.link.name for step in links.remove))[0]
     steps += [ForgetConnections(mark, mask) for mark, mask in forget]
-    before, after = _records(record, actual, program, links, sysctls)
+    before, after = _records(record, actual, needed, links, sysctls)
     return ChangeSet(tuple(steps), before, after, needed_devices(desired) - ready)
 
 
 def _ingress_first(actual: Actual, desired: Plan) -> bool:
     """The producer of marks comes last when networks come, and stops first when all of them go.
 
-    Where eBPF takes over from nftables, it must be there before the chain that did its work goes.
+    Where eBPF takes over from nftables, it must be there before the chain that did its work goes. If marks change
+    as well, that chain stays for the transition, and learns the new marks before the program writes them.
     """
     if desired.table is None:
         return True
-    takes_over = actual.table is not None and CLASSIFY_CHAIN in actual.table.chains
+    stays = desired.transition is not None and any(
+        c.name == CLASSIFY_CHAIN for c in desired.transition.chains
+    )
+    takes_over = actual.table is not None and CLASSIFY_CHAIN in actual.table.chains and not stays
     return takes_over and desired.backend is Backend.EBPF
 
 
@@ -197,10 +203,10 @@ def _adding_order(rule: FibRule) -> tuple[int, ...]:
     return (rule_phase(rule), rule.family, -rule.priority, *rule.sort_key()[2:])
 
 
-def _ingress_differs(actual: Actual, program: IngressProgram, record: Record) -> bool:
+def _ingress_differs(actual: Actual, program: IngressProgram, released: frozenset[str]) -> bool:
     wanted = frozenset(program.attachments)
-    # Our qdisc without our filter: an attachment failed, somebody deleted the filter alone, or tcx took over.
-    orphans = (record.clsact & actual.ingress.clsact) - _needs_clsact(actual, program)
+    # Our qdisc on a device that is not ours any more: its removal failed.
+    orphans = released & actual.ingress.clsact
     return actual.ingress.attached != wanted or bool(actual.ingress.differences or orphans)
 
 
@@ -208,10 +214,18 @@ def _needs_clsact(actual: Actual, program: IngressProgram) -> frozenset[str]:
     return frozenset(program.attachments if actual.ingress.hook is Hook.CLSACT else ())
 
 
+def _kept_clsact(desired: Plan, record: Record) -> frozenset[str]:
+    """Our qdiscs that stay, needed or not: those of the plan's devices.
+
+    While the kernel adds or removes one, the device drops what it has to send: `qdisc_graft` deactivates it for some
+    milliseconds, for an ingress qdisc, too. So the qdisc of a device that is served goes with its last network.
+    """
+    return record.clsact & needed_devices(desired)
+
+
 def _records(
-    record: Record, actual: Actual, program: IngressProgram, links: _LinkChanges, sysctls: SysctlChanges
+    record: Record, actual: Actual, needed: frozenset[str], links: _LinkChanges, sysctls: SysctlChanges
 ) -> tuple[Record, Record]:
-    needed = _needs_clsact(actual, program)
     clsact = (record.clsact & actual.ingress.clsact) | (needed - actual.ingress.clsact)
     before = Record(sysctls.saved, record.links | links.created, record.clsact | clsact)
     after = Record(

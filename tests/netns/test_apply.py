@@ -269,8 +269,10 @@ def test_tcx_program_that_is_gone_is_drift_and_comes_back(user: User) -> None:
 
 
 @pytest.mark.kernel_feature("tcx")
-def test_upgrade_from_a_filter_takes_our_qdisc_away(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an older version left: a filter on a clsact qdisc that it made."""
+def test_upgrade_from_a_filter_keeps_our_qdisc_until_its_network_goes(
+    user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an older version left: a filter on a clsact qdisc that it made, whose removal would drop packets."""
     with monkeypatch.context() as patch:
         patch.setenv(attachments.ENVIRONMENT, Hook.CLSACT)
         user.apply(ONE)
@@ -278,7 +280,8 @@ def test_upgrade_from_a_filter_takes_our_qdisc_away(user: User, monkeypatch: pyt
     assert user.json("status", status=3)["drift"] == ["eBPF program for 1 network(s) on eth1"]
     user.apply(ONE)
     assert "no drift" in user.run("status")
-    assert "clsact" not in user.node.run("tc", "qdisc", "show", "dev", "eth1")
+    assert "bpf" not in user.node.run("tc", "filter", "show", "dev", "eth1", "ingress")
+    assert "clsact" in user.node.run("tc", "qdisc", "show", "dev", "eth1")
     user.run("teardown")
     assert user.changed() == ""
 
