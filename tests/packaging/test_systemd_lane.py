@@ -17,6 +17,7 @@ from tools.deb.traffic import INTERVAL_S, Request, figures
 from tools.deb.vm import table
 
 _GOOD: Final = {"sent": 100, "lost": 0, "stuck": 0, "outage_ms": 0}
+_RULE: Final = "add rule: -4 priority 10005 from all nop protocol 78"
 _HARMLESS: Final = Step("harmless", lambda: None, event="service_started")
 _BREAKS: Final = Step("breaks", lambda: None, breaks=True)
 
@@ -58,10 +59,10 @@ def test_a_new_connection_is_stuck_where_no_repeat_was_answered() -> None:
 
 
 def _problems(
-    step: Step, *, repairs: int = 0, healthy: bool = True, wrong_way: int = 0, **seen: int
+    step: Step, *, repaired: tuple[str, ...] = (), healthy: bool = True, wrong_way: int = 0, **seen: int
 ) -> list[str]:
     return step.problems(
-        {**_GOOD, **seen}, repairs=repairs, events={"service_started"}, healthy=healthy, wrong_way=wrong_way
+        {**_GOOD, **seen}, repaired=repaired, events={"service_started"}, healthy=healthy, wrong_way=wrong_way
     )
 
 
@@ -69,18 +70,19 @@ def test_what_may_cost_nothing() -> None:
     assert _problems(_HARMLESS) == []
     assert _problems(_HARMLESS, lost=1)
     assert _problems(_HARMLESS, wrong_way=1)
-    assert _problems(_HARMLESS, repairs=1)
+    assert _problems(_HARMLESS, repaired=(_RULE,))
+    assert _problems(_HARMLESS, repaired=("eBPF program for 1 network(s) on eth0",)) == []
     assert _problems(_HARMLESS, healthy=False)
     assert _problems(_HARMLESS, sent=0)
     assert _problems(Step("nothing came of it", lambda: None, event="policy_in_force"))
 
 
 def test_what_must_be_repaired() -> None:
-    assert _problems(_BREAKS, repairs=1, outage_ms=REPAIRED_MS, lost=9, wrong_way=9) == []
-    assert _problems(_BREAKS, repairs=1, outage_ms=REPAIRED_MS + 1, lost=9, wrong_way=9)
-    assert _problems(_BREAKS, repairs=0)
-    assert _problems(_BREAKS, repairs=1, stuck=1)
-    assert _problems(_BREAKS, repairs=1, healthy=False)
+    assert _problems(_BREAKS, repaired=(_RULE,), outage_ms=REPAIRED_MS, lost=9, wrong_way=9) == []
+    assert _problems(_BREAKS, repaired=(_RULE,), outage_ms=REPAIRED_MS + 1, lost=9, wrong_way=9)
+    assert _problems(_BREAKS, repaired=())
+    assert _problems(_BREAKS, repaired=(_RULE,), stuck=1)
+    assert _problems(_BREAKS, repaired=(_RULE,), healthy=False)
 
 
 def test_the_node_has_a_policy_that_loads() -> None:
