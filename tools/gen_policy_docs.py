@@ -88,18 +88,19 @@ probes:
   - {tcp: "[2001:db8:9::1]:443", network: public}    # by that network's device and gateway
 ```
 
-- After a change has been carried out and read back, and before it is kept. A probe that fails undoes the change: the policy
-  before it is in force again, and the error says which probe failed and what was seen.
-- Before the change, too: **what failed before does not count**, so that a probe never stands in the way of the repair. It is
-  reported as a warning. A probe of a network, device or gateway that is new with the change has no before, and counts.
-- `apply --confirm SECONDS`: those that worked are tried again and again until the change is confirmed; the first that fails
-  undoes it at once.
-- Not when going back (`rollback`, `restore`, a change that nobody confirmed), not when nothing changes, and not by `compile` and
-  `nft-dry-run`. Probes of networks whose device is missing or down are left out.
+- After a change has been carried out and read back, and before it is kept. A probe that fails undoes the change: the
+  policy before it is in force again, and the error says which probe failed and what was seen.
+- Before the change, too: **what failed before does not count**, so that a probe never stands in the way of the
+  repair. It is reported as a warning. A probe of a network, device or gateway that is new with the change has no
+  before, and counts.
+- `apply --confirm SECONDS`: those that worked are tried again and again until the change is confirmed; the first that
+  fails undoes it at once.
+- Not when going back (`rollback`, `restore`, a change that nobody confirmed), not when nothing changes, and not by
+  `compile` and `nft-dry-run`. Probes of networks whose device is missing or down are left out.
 
 A connection of a probe with `network` comes from the node's own address on that device, and the answer must pass
-`reverse_path.other` like any packet: a host behind the gateway that the main table reaches by another device needs `loose`
-or a route.
+`reverse_path.other` like any packet: a host behind the gateway that the main table reaches by another device needs
+`loose` or a route. A gateway is asked by the kernel as for a reply: for IPv6, the device needs a link-local address.
 """
 
 
