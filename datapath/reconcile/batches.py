@@ -20,8 +20,8 @@ BATCH_MAX = 256
 
 
 def rule_phase(rule: FibRule) -> int:
-    """Exemptions (0), then look-ups (1), then the jumps over other look-ups (2); deleting goes the other way."""
-    return 1 if rule.action is RuleAction.LOOKUP else 2 if rule.fwmask else 0
+    """Exemptions and ends (0), then jumps inside the tree (1), then look-ups (2); deleting goes the other way."""
+    return 2 if rule.action is RuleAction.LOOKUP else 1 if rule.fwmask else 0
 
 
 def batches(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:

@@ -73,7 +73,9 @@ def reconcile(
     sysctls = diff_sysctls(values, desired.sysctls, desired.rp_filter_exempt, record)
     early, late = split_by_device(sysctls.loosen, links.created)
     steps: list[Step] = [*early, *links.add, *late]
-    steps += [*_added_routes(actual, desired, ready), *_added_rules(actual, desired)]
+    # An empty table answers nothing, so the walk goes on as without the rule. The other way round, Linux would walk
+    # every route of every IPv6 table for each rule (`fib6_rule_flush_cache`): 5 s instead of 1 for 4,094 networks.
+    steps += [*_added_rules(actual, desired), *_added_routes(actual, desired, ready)]
     text = diff_table(actual.table, desired.transition or desired.table, spec=TABLE_SPEC)
     program = carried_program(desired, actual.links)
     needed = _needs_clsact(actual, program) | _kept_clsact(desired, record)
@@ -195,10 +197,10 @@ def _removed_rules(actual: Actual, desired: Plan) -> list[DeleteRule]:
 
 
 def _adding_order(rule: FibRule) -> tuple[int, ...]:
-    """Exemptions, then look-ups, then the jumps over other look-ups; each from the bottom up.
+    """Exemptions, then jumps, then look-ups; each from the bottom up.
 
-    So nothing is sent away before its exemption is there, and a short cut through the tree exists only
-    while all leaves that it leads to do. Deleting goes the other way.
+    So nothing is sent away before its exemption is there. A jump leads to where all leaves of its marks stand or will
+    stand, so it may come before them: a mark without a leaf walks on behind the tree. Deleting goes the other way.
     """
     return (rule_phase(rule), rule.family, -rule.priority, *rule.sort_key()[2:])
 

@@ -31,8 +31,8 @@ def test_another_kind_waits() -> None:
     assert together(AddRoute(ROUTE), AddRule(LOOKUP), DeleteRule(LOOKUP), DeleteRoute(ROUTE)) == [1, 1, 1, 1]
 
 
-def test_a_look_up_waits_for_its_exemption_and_a_short_cut_for_its_leaves() -> None:
-    rules = [EXEMPTION, LOOKUP, LOOKUP, SHORT_CUT, SHORT_CUT]
+def test_a_look_up_waits_for_its_exemption_and_for_the_short_cuts() -> None:
+    rules = [EXEMPTION, SHORT_CUT, SHORT_CUT, LOOKUP, LOOKUP]
     assert together(*map(AddRule, rules)) == [1, 2, 2]
     assert together(*map(DeleteRule, reversed(rules))) == [2, 2, 1]
 
