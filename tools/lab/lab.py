@@ -51,14 +51,16 @@ class Lab:
         vlan_address: give the node's VLAN devices an address (host part 9); the usual MetalLB set-up has none.
             Only with ``veth``: elsewhere there is no device yet.
         rp_filter: the node's initial values.
+        datagrams: serve UDP; False leaves that to `tools.lab.flows`, which counts each datagram.
 
     Attributes:
         prefix: what all namespace names of this lab begin with.
-        by_vlan: per network name, what left the node on that VLAN.
+        by_vlan: per network name, what left the node on that VLAN; replies to other networks' clients and what is
+            for pods are dropped there.
         by_gateway: what left the node on eth0 towards anyone; wrong-way replies are dropped there.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each is one independent choice; most tests need none)
         self,
         *,
         networks: Sequence[Network] | None = None,
@@ -66,6 +68,7 @@ class Lab:
         vlan: VlanMode = "veth",
         vlan_address: bool = False,
         rp_filter: RpFilter | None = None,
+        datagrams: bool = True,
     ) -> None:
         self.networks = tuple(networks) if networks is not None else (topo.network(),)
         self.dnat = dnat
@@ -73,6 +76,7 @@ class Lab:
         self._vlan = vlan
         self._vlan_address = vlan_address
         self._rp_filter = rp_filter or RpFilter()
+        self._datagrams = datagrams
         self._namespaces: dict[str, Namespace] = {}
         self._reactor: Reactor | None = None
         self._old_sigterm: Callable[[int, FrameType | None], object] | int | None = None
@@ -87,6 +91,10 @@ class Lab:
     def node(self) -> Namespace:
         """The node's namespace."""
         return self["node"]
+
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """Every namespace of this lab."""
+        return tuple(self._namespaces.values())
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -289,29 +297,44 @@ class Lab:
     def _observe(self) -> None:
         wrong = sorted({a for n in self.networks for p in n.clients.values() for a in p}, key=str)
         self.by_gateway = LinkCounter(self["gw"], "node", wrong)
+        pods = {*topo.POD_A, *topo.POD_B, *topo.POD_REMOTE}
         for network in self.networks:
-            self.by_vlan[network.name] = LinkCounter(self[network.role("router")], "node")
+            own = {a for p in network.clients.values() for a in p}
+            others = sorted(({*wrong} - own) | pods, key=str)
+            self.by_vlan[network.name] = LinkCounter(self[network.role("router")], "node", others)
 
     def _serve(self) -> None:
         if self._reactor is None:
             raise RuntimeError("the lab is not built")
-        held = [n.vips[Backend.HOST_VIP] for n in self.networks]
         if self._vlan == "veth":
             for network in self.networks:
                 self.announce(network)
         # Whoever asks eth0's subnet for an overlapping client gets the gateway, which counts and drops.
         overlaps = [a for n in self.networks for a in n.client_overlap]
         self._reactor.announce(Announcer(self["gw"], "br-lan", overlaps))
-        places = [
+        for role, addresses, port in self.places():
+            for address in addresses:
+                self._reactor.serve(self[role], role, address, port, datagrams=self._datagrams)
+
+    def places(self) -> list[tuple[str, Pair, int]]:
+        """Where servers are: role, addresses, port."""
+        held = dict.fromkeys(n.vips[Backend.HOST_VIP] for n in self.networks)
+        return [
             ("pod_a", topo.POD_A, topo.BACKEND_PORT),
             ("pod_remote", topo.POD_REMOTE, topo.BACKEND_PORT),
             ("node", topo.NODE, topo.BACKEND_PORT),
             ("gw", topo.ELSEWHERE, topo.SERVICE_PORT),
-            *(("node", vip, topo.SERVICE_PORT) for vip in dict.fromkeys(held)),
+            *(("node", vip, topo.SERVICE_PORT) for vip in held),
         ]
-        for role, addresses, port in places:
-            for address in addresses:
-                self._reactor.serve(self[role], role, address, port)
+
+    def reset_counters(self) -> None:
+        """Forget what left the node so far."""
+        for counter in (self.by_gateway, *self.by_vlan.values()):
+            counter.reset()
+
+    def wrong_way(self) -> int:
+        """Packets that left the node by a link where they never should."""
+        return sum(counter.wrong_way() for counter in (self.by_gateway, *self.by_vlan.values()))
 
     def announce(self, network: Network) -> None:
         """Answer ARP and neighbour discovery for a network's VIPs on the node (again, if its device was made anew)."""

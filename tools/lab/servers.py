@@ -57,24 +57,32 @@ class Reactor:
         for sock in announcer.sockets:
             self._register(sock, partial(announcer.answer, sock))
 
-    def serve(self, namespace: Namespace, role: str, address: IpAddress, port: int) -> None:
+    def serve(
+        self, namespace: Namespace, role: str, address: IpAddress, port: int, *, datagrams: bool = True
+    ) -> None:
         """Serve TCP and UDP at an address, which must exist; both answer at once when this returns."""
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
 
-        def bind() -> tuple[socket.socket, socket.socket]:
-            tcp, udp = socket.socket(family, socket.SOCK_STREAM), socket.socket(family, socket.SOCK_DGRAM)
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tcp.bind((str(address), port))
-            tcp.listen(256)
-            udp.bind((str(address), port))
-            udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            return tcp, udp
+        def listen() -> socket.socket:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((str(address), port))
+            sock.listen(256)
+            return sock
 
-        tcp, udp = namespace.call(bind)
-        for sock in (tcp, udp):
-            sock.setblocking(False)
+        def bind() -> socket.socket:
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            sock.bind((str(address), port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            return sock
+
+        tcp = namespace.call(listen)
+        tcp.setblocking(False)
         self._register(tcp, partial(self._accept, tcp, role))
-        self._register(udp, partial(_datagram, udp, role))
+        if datagrams:
+            udp = namespace.call(bind)
+            udp.setblocking(False)
+            self._register(udp, partial(_datagram, udp, role))
 
     def close(self) -> None:
         """Close every socket and end the threads."""

@@ -111,8 +111,9 @@ class Background:
         error: what ended it early, if anything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, pause_s: float = 0.0) -> None:
         self.turns = 0
+        self._pause_s = pause_s
         self.error: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -129,6 +130,8 @@ class Background:
             while not self._stop.is_set():
                 self.turn()
                 self.turns += 1
+                if self._pause_s:
+                    self._stop.wait(self._pause_s)
         except Exception as error:  # noqa: BLE001  the caller asserts on it
             self.error = error
 
@@ -149,8 +152,8 @@ class Transfer(Background):
 
     SIZE = 1 << 18
 
-    def __init__(self, lab: Lab, role: str, target: IpAddress) -> None:
-        super().__init__()
+    def __init__(self, lab: Lab, role: str, target: IpAddress, *, pause_s: float = 0.0) -> None:
+        super().__init__(pause_s=pause_s)
         self._sock = connect(lab, role, target)
         self._expected = zlib.crc32(pattern(self.SIZE))
 
@@ -166,6 +169,20 @@ class Transfer(Background):
     def finish(self) -> None:
         """Close the connection."""
         self._sock.close()
+
+
+class Conversations(Background):
+    """One connection after the other: connect, ask, close."""
+
+    def __init__(self, lab: Lab, role: str, target: IpAddress, *, pause_s: float = 0.0) -> None:
+        super().__init__(pause_s=pause_s)
+        self._lab, self._role, self._target = lab, role, target
+
+    def turn(self) -> None:
+        """A whole connection."""
+        with connect(self._lab, self._role, self._target) as sock:
+            if '"source"' not in ask_line(sock, "who"):
+                raise ConnectionError("answered something else")
 
 
 class PingFlood(Background):
