@@ -213,7 +213,8 @@ def _take(step: Step, traffic: Traffic) -> None:
     names = {str(event.get("event")) for event in log}
     wrong_way = len(traffic.astray(begin_s, end_s))
     problems = [refused] if refused else []
-    problems += step.problems(seen, repairs=len(repairs), events=names, healthy=healthy, wrong_way=wrong_way)
+    repaired = [text for event in repairs for text in event["steps"]]
+    problems += step.problems(seen, repaired=repaired, events=names, healthy=healthy, wrong_way=wrong_way)
     tell(
         step=step.name,
         good=not problems,
