@@ -149,7 +149,7 @@ def _whole(arguments: argparse.Namespace) -> dict[str, Any]:
         (output / "tables.txt").write_text(report.as_text(so_far), encoding="utf-8")
 
     suite.run(suite.parts(extent, _say), result, keep, _say)
-    _draw(result, output)
+    _draw(result, output, ["svg", "png"])
     return result
 
 
@@ -160,17 +160,17 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     for page in arguments.page:
         report.write(page, result)
     if arguments.plots:
-        _draw(result, arguments.plots)
+        _draw(result, arguments.plots, ["svg"])
     return result
 
 
-def _draw(result: dict[str, Any], folder: Path) -> None:
+def _draw(result: dict[str, Any], folder: Path, suffixes: Sequence[str]) -> None:
     try:
         from tools.bench import plots  # noqa: PLC0415  (only where plots are drawn is matplotlib installed)
     except ImportError as error:
         _say(f"no plots: {error}; `make .stamps/setup-bench` installs what they need")
         return
-    for path in plots.draw(result, folder):
+    for path in plots.draw(result, folder, suffixes):
         _say(f"drew {path}")
 
 
@@ -179,7 +179,9 @@ def _new_result() -> dict[str, Any]:
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    # What failed may name files; a result is to be read elsewhere.
+    root = f"{Path(__file__).parents[2]}/"
+    path.write_text(json.dumps(result).replace(root, "") + "\n", encoding="utf-8")
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,13 +58,23 @@ _CONTESTANTS: Final[dict[str, tuple[str, dict[str, str]]]] = {
 }
 
 
-def _save(figure: Any, folder: Path, name: str) -> Iterator[Path]:
-    for suffix in ("svg", "png"):
+def _save(figure: Any, folder: Path, name: str, suffixes: Sequence[str]) -> Iterator[Path]:
+    for suffix in suffixes:
         path = folder / f"{name}.{suffix}"
         options = {"metadata": {"Date": None}} if suffix == "svg" else {"dpi": 110}
         figure.savefig(path, bbox_inches="tight", **options)
+        if suffix == "svg":
+            _entitle(path, figure.axes[0].get_title())
         yield path
     plt.close(figure)
+
+
+def _entitle(path: Path, title: str) -> None:
+    """Say what it shows, for readers who cannot see it; matplotlib puts its own title where no browser looks."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        re.sub(r"(<svg\b[^>]*>)", rf"\1\n <title>{title}</title>", text, count=1), encoding="utf-8"
+    )
 
 
 def _log_axes(axes: Any, counts: list[int]) -> None:
@@ -148,7 +159,7 @@ def _control(result: dict[str, Any]) -> Any:
     return figure
 
 
-def draw(result: dict[str, Any], folder: Path) -> list[Path]:
+def draw(result: dict[str, Any], folder: Path, suffixes: Sequence[str] = ("svg", "png")) -> list[Path]:
     """Write every plot that the result has figures for; SVG for pages, PNG to look at."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -156,12 +167,13 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
         found = Forwarding(result["forwarding"])
         for family in (4, 6):
             if found.base(family, "r"):
-                written += _save(_cost_against_networks(found, family), folder, f"perf-networks-ipv{family}")
+                written += _save(
+                    _cost_against_networks(found, family), folder, f"perf-networks-ipv{family}", suffixes
+                )
                 for count in (1, found.networks()[-1]):
                     figure = _decomposition(found, family, count)
-                    written += _save(
-                        figure, folder, f"perf-parts-{'one' if count == 1 else 'many'}-ipv{family}"
-                    )
+                    name = f"perf-parts-{'one' if count == 1 else 'many'}-ipv{family}"
+                    written += _save(figure, folder, name, suffixes)
     if result.get("control") and any(row["times"] for row in result["control"]["rows"]):
-        written += _save(_control(result["control"]), folder, "perf-control")
+        written += _save(_control(result["control"]), folder, "perf-control", suffixes)
     return written

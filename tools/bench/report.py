@@ -13,11 +13,29 @@ from tools.bench.statistics import Summary
 from tools.bench.tables import Table
 from tools.bench.variants import BASE, TITLES
 
+#: What a page may ask for, whether or not a run has it.
+_SECTIONS: Final = (
+    "targets",
+    "machine",
+    "noise",
+    "forwarding",
+    "control",
+    "programs",
+    "tcp",
+    "idle",
+    "changes",
+    "problems",
+)
 _MARKER: Final = re.compile(r"(<!-- bench:begin (?P<name>[\w-]+) -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 
 
+_ROOT: Final = Path(__file__).parents[2]
+_PROBLEM_MAX: Final = 240
+_ABSENT: Final = "Not measured in this run.\n"
+
+
 class ReportError(Exception):
-    """A page asks for what a result cannot give; the text names it."""
+    """A page asks for what no result can give; the text names it."""
 
 
 def control_tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -101,6 +119,21 @@ def idle_table(rows: list[dict[str, Any]]) -> Table:
     return Table("Idle daemon", ["networks", "memory (RSS), MB", "CPU", "watched, s"], body)
 
 
+def changes_table(kinds: list[dict[str, Any]]) -> Table:
+    """What became of packets while policies changed."""
+    rows = [
+        [
+            f"{kind['mode']}: {kind['kind']}",
+            str(kind["applies"]),
+            str(kind["outcome"].get("packets", "-")),
+            str(kind["outcome"]["lost"]),
+            str(kind["outcome"]["misrouted"]),
+        ]
+        for kind in kinds
+    ]
+    return Table("Packets during changes", ["", "applies", "packets", "lost", "misrouted"], rows)
+
+
 def machine_table(result: dict[str, Any]) -> Table:
     """Where and when; mitigations in one line."""
     facts = dict(result["machine"])
@@ -130,17 +163,24 @@ def sections(result: dict[str, Any]) -> dict[str, list[Table]]:
         found["tcp"] = list(tcp_tables(result["tcp"]))
     if result.get("idle"):
         found["idle"] = [idle_table(result["idle"])]
+    if result.get("changes"):
+        found["changes"] = [changes_table(result["changes"])]
     return found
 
 
 def problems(result: dict[str, Any]) -> list[str]:
-    """What has no figure, and why."""
+    """What has no figure, and why; one line each, without what is true on this machine only."""
+    return [" ".join(line.replace(f"{_ROOT}/", "").split())[:_PROBLEM_MAX] for line in _problems(result)]
+
+
+def _problems(result: dict[str, Any]) -> list[str]:
     lines = tables.notes(result["forwarding"]) if result.get("forwarding") else []
     for row in (result.get("control") or {"rows": []})["rows"]:
         if row.get("problem"):
             lines.append(f"control plane, {row['who']}, {row['networks']} networks: {row['problem']}")
     for row in (result.get("programs") or {"unavailable": []})["unavailable"]:
         lines.append(f"eBPF programs, {row['variant']}, {row['networks']} networks: {row['reason']}")
+    lines += [f"the part {name} failed: {text}" for name, text in result.get("failed", {}).items()]
     return lines
 
 
@@ -159,16 +199,16 @@ def fill(page: str, result: dict[str, Any]) -> str:
     """A page with the text between its markers replaced.
 
     Raises:
-        ReportError: a marker names what the result does not have.
+        ReportError: a marker has a name that means nothing.
     """
     found = {name: "\n".join(table.markdown() for table in group) for name, group in sections(result).items()}
     found["problems"] = "".join(f"- {line}\n" for line in problems(result)) or "None.\n"
 
     def replace(match: re.Match[str]) -> str:
         name = match["name"]
-        if name not in found:
-            raise ReportError(f"the result has nothing for the marker {name}")
-        return f"{match[1]}{found[name]}{match[3]}"
+        if name not in _SECTIONS:
+            raise ReportError(f"there is nothing by the name of the marker {name}")
+        return f"{match[1]}{found.get(name, _ABSENT)}{match[3]}"
 
     return _MARKER.sub(replace, page)
 
