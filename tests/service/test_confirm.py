@@ -101,9 +101,9 @@ def test_the_daemon_takes_over_from_a_guardian_that_was_killed(node: Node) -> No
     with Daemon(node) as daemon:
         daemon.started()
         before = node.snapshot()
-        _apply(node, policy(FIRST, SECOND), "--confirm", "3")
+        _apply(node, policy(FIRST, SECOND), "--confirm", "10")
         _kill_guardian(node)
-        assert not node.has(before)
+        assert "name: second" in _state(node)["policy"]
         assert daemon.wait_for("change_undone")["reason"] == "nobody confirmed it in time"
         wait_until(lambda: node.has(before), "gone back")
         wait_until(lambda: _state(node)["pending"] is None, "written down")
@@ -115,7 +115,7 @@ def test_a_daemon_that_was_restarted_takes_over(node: Node) -> None:
     with Daemon(node) as daemon:
         daemon.started()
         before = node.snapshot()
-        _apply(node, policy(FIRST, SECOND), "--confirm", "6")
+        _apply(node, policy(FIRST, SECOND), "--confirm", "10")
         _kill_guardian(node)
         daemon.stop(signal.SIGKILL)
     with Daemon(node) as again:
