@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from datapath.kernel.bpf import attachments
+from datapath.plan.tc import Hook
 from tests.service.daemon import FIRST, SECOND, Daemon, policy, wait_until
 from tests.service.mounts import MountedNode
 
@@ -176,7 +178,8 @@ def hindered(
     """A daemon whose state directory takes nothing any more."""
     made = MountedNode(tmp_path_factory.mktemp("node"))
     made.policy.write_text(policy(FIRST, SECOND, backend="ebpf"))
-    with Daemon(made) as daemon:
+    # With clsact there is a qdisc to lose, too.
+    with Daemon(made, environment={attachments.ENVIRONMENT: str(Hook.CLSACT)}) as daemon:
         daemon.started()
         if request.param == "full":
             made.fill()
