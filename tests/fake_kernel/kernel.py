@@ -116,9 +116,9 @@ class FakeKernel:
             ingress=self.ingress.observe(carried_program(desired, self.links.by_name), self.links.indexes),
         )
 
-    def facts(self, state: State, sight: object = None) -> Facts:
+    def facts(self, state: State, sight: object = None, policy: object = None) -> Facts:
         """As `kernel.observer.observe_facts`."""
-        del sight
+        del sight, policy  # addresses and default routes are not modelled
         found = self.nft.observe()
         live = parse_ids(found[1]) if found else LiveIds()
         ids = {item.name: item for item in state.ids} | {item.name: item for item in live.ids}

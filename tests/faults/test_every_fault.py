@@ -32,6 +32,8 @@ from datapath.state import StateDirectory
 from tests.fake_kernel.kernel import PER_DEVICE, FakeKernel
 from tests.fake_kernel.policies import policy
 
+pytestmark = pytest.mark.slow
+
 #: What the kernel plausibly says to any netlink, bpf or /proc operation.
 ERRNOS = (
     errno.ENOMEM,
