@@ -27,7 +27,7 @@ _IGNORED = (
 )
 #: Python's own compiled files of Debian's modules come and go as root uses them.
 _IGNORED_NAME = "__pycache__"
-_BUILD_TIMEOUT_S = 280
+_BUILD_TIMEOUT_S = 600
 
 
 class Chroot:
