@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* To be raised with every change of this file: a program of another version is replaced, never updated. */
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 /* Slot 0 belongs to no network: it holds the source rules of all, and counts what is dropped before one is known. */
 #define SLOT_NONE 0
@@ -102,6 +102,31 @@ struct prefix6_key {
 	__u32 prefix_length;
 	__u32 slot;
 	__be32 address[4];
+};
+
+/* Keys and values of `steering: direct`: the source of an answer, and where its network is left to. */
+struct vip4_key {
+	__u32 prefix_length;
+	__be32 address;
+};
+
+struct vip6_key {
+	__u32 prefix_length;
+	__be32 address[4];
+};
+
+struct steered_network4 {
+	__u32 ifindex;
+	__be32 gateway;
+	__u16 slot;
+	__u8 reserved[2];
+};
+
+struct steered_network6 {
+	__u32 ifindex;
+	__be32 gateway[4];
+	__u16 slot;
+	__u8 reserved[2];
 };
 
 /* What the longest match says. `length` is that of the address part: two lists are compared by it. */

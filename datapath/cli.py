@@ -283,7 +283,10 @@ def _history(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from datapath.kernel.counters import read_counters  # noqa: PLC0415  (libbpf is loaded only where it is needed)
+    from datapath.kernel.counters import (  # noqa: PLC0415  (libbpf is loaded only where it is needed)
+        read_counters,
+        read_steered,
+    )
     from datapath.observe.status import make_status  # noqa: PLC0415
 
     drift = Controller(StateDirectory(arguments.state_dir)).status()
@@ -293,9 +296,14 @@ def _status(arguments: argparse.Namespace) -> int:
         else:
             print("no policy is in force in this namespace")
         return 0
-    counters, programs = read_counters(drift.plan), drift.actual.ingress
     status = make_status(
-        drift.plan, drift.state, drift.steps, drift.waiting, counters, programs=programs
+        drift.plan,
+        drift.state,
+        drift.steps,
+        drift.waiting,
+        read_counters(drift.plan),
+        actual=drift.actual,
+        steered=read_steered(drift.plan),
     )
     if arguments.json:
         _print_json(status.as_json())

@@ -24,10 +24,10 @@ from datapath.kernel.executor import Executor
 from datapath.kernel.guardian import new_pending, start_guardian
 from datapath.kernel.observer import Sight, observe, observe_facts
 from datapath.log import get_logger
-from datapath.plan.model import NetworkIds, Note, Plan
+from datapath.plan.model import MarkChange, NetworkIds, Note, Plan
 from datapath.plan.render import render_plan
 from datapath.policy import Backend as BackendWish
-from datapath.policy import LoadedPolicy, Policy, parse_policy
+from datapath.policy import LoadedPolicy, Policy, Steering, parse_policy
 from datapath.probing import ProbeUse, Probing
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.batches import batches
@@ -98,7 +98,7 @@ class Controller:
 
     def facts(self) -> Facts:
         """Facts of this host, ids of ours included."""
-        return observe_facts(self._directory.load())
+        return observe_facts(self._directory.load(), policy=str(Steering.DIRECT))
 
     def plan(self, loaded: LoadedPolicy) -> Plan:
         """Compile for this host.
@@ -202,7 +202,7 @@ class Controller:
 
     def _prepare(self, loaded: LoadedPolicy, state: State) -> _Prepared:
         """Compile, look, refuse conflicts, and let the kernel check; nftables serves where eBPF is refused."""
-        facts = observe_facts(state)
+        facts = observe_facts(state, policy=loaded.source.text)
         try:
             return self._preflight(loaded, facts, state)
         except EbpfError as error:
@@ -213,10 +213,10 @@ class Controller:
             return self._preflight(loaded, refused, state)
 
     def _preflight(self, loaded: LoadedPolicy, facts: Facts, state: State) -> _Prepared:
-        plan = compile_located(loaded, facts)
+        plan = compile_located(loaded, facts, refuse=not self._wait_for_devices)
         actual = observe(plan, state)
         _refuse_conflicts(actual, carried_plan(plan, actual.links) if self._wait_for_devices else plan)
-        changes = reconcile(actual, plan, state.record, forget=_forget(plan, facts))
+        changes = reconcile(actual, plan, state.record, forget=_forget(plan, facts), unmark=_unmark(plan, facts))
         if changes.waiting and not self._wait_for_devices:
             raise ConflictError(
                 f"devices are down or cannot be made yet: {', '.join(sorted(changes.waiting))}",
@@ -255,7 +255,7 @@ class Controller:
         if not state.policy:
             return None
         loaded = parse_policy(state.policy.encode(), state.policy_name)
-        plan = compile_located(loaded, facts_in_force(state))
+        plan = compile_located(loaded, facts_in_force(state), refuse=False)
         actual = observe(plan, state)
         changes = reconcile(actual, plan, state.record)
         return Drift(plan, changes.steps, actual, state, changes.waiting)
@@ -363,16 +363,24 @@ def facts_in_force(state: State, sight: Sight | None = None) -> Facts:
     return observe_facts(state, sight).model_copy(update={"ebpf_refused": state.ebpf_refused})
 
 
-def compile_located(loaded: LoadedPolicy, facts: Facts) -> Plan:
+def compile_located(loaded: LoadedPolicy, facts: Facts, *, refuse: bool = True) -> Plan:
     """Compile; problems that only this host makes get their positions in the file.
+
+    Args:
+        loaded: the policy.
+        facts: of the host.
+        refuse: what the host cannot serve as it is now is a problem; else it is only left out.
 
     Raises:
         PolicyError: the policy cannot hold on this host.
     """
     try:
-        return compile_policy(loaded.policy, facts)
+        plan = compile_policy(loaded.policy, facts)
     except CompileError as error:
         raise loaded.source.error(error.problems) from error
+    if refuse and plan.refusals:
+        raise loaded.source.error(plan.refusals)
+    return plan
 
 
 def _policy_in_force(state: State) -> Policy | None:
@@ -398,10 +406,21 @@ def _forget(plan: Plan, facts: Facts) -> tuple[tuple[int, int], ...]:
     """Marks that were a network's and are no longer that network's, unless its connections are carried over."""
     kept = {(ids.name, ids.fwmark) for ids in plan.ids}
     carried = {change.name for change in plan.mark_changes}
+    carried |= {network.name for network in plan.steering.networks}
     return tuple(
         (item.fwmark, facts.previous_mask)
         for item in facts.previous_ids
         if item.fwmark and (item.name, item.fwmark) not in kept and item.name not in carried
+    )
+
+
+def _unmark(plan: Plan, facts: Facts) -> tuple[MarkChange, ...]:
+    """Networks that are steered directly from now on: their connections stay, and give the mark back."""
+    steered = {network.name for network in plan.steering.networks}
+    return tuple(
+        MarkChange(item.name, item.fwmark, facts.previous_mask, 0, facts.previous_mask)
+        for item in facts.previous_ids
+        if item.fwmark and item.name in steered
     )
 
 

@@ -29,6 +29,7 @@ class LinkFacts(_Frozen):
         kind: IFLA_INFO_KIND, for example `vlan`; empty for a physical device.
         parent: the lower device of a VLAN; empty where there is none.
         addresses: with their prefix lengths, link-local ones included.
+        mtu: 0 where it is not known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LinkFacts(_Frozen):
     vlan_id: int = 0
     vlan_protocol: int = 0
     up: bool = True
+    mtu: int = 0
     addresses: tuple[IpInterface, ...] = ()
 
 
@@ -61,6 +63,7 @@ class Facts(_Frozen):
         marked_by_nft: our live table has the chains that mark and check packets (`backend: nft`).
         rule_bank: which of the two banks of ip rules holds the live tree, None where there is none.
         ebpf_refused: why this host cannot load the eBPF program; empty where it can, or nobody asked.
+        default_devices: that main's default routes leave by, by family; only looked at for `steering: direct`.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
     """
 
@@ -72,6 +75,7 @@ class Facts(_Frozen):
     marked_by_nft: bool = False
     rule_bank: int | None = None
     ebpf_refused: str = ""
+    default_devices: dict[int, tuple[str, ...]] = {}
     forwarding: dict[int, bool] = {4: True, 6: True}
 
     def dump(self) -> str:

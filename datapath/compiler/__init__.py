@@ -13,6 +13,7 @@ from datapath.compiler.nft_ingress import emit_classification
 from datapath.compiler.notes import emit_notes
 from datapath.compiler.routes import emit_routes
 from datapath.compiler.rules import choose_bank, emit_rules
+from datapath.compiler.steering import emit_steering, find_refusals, steering_notes
 from datapath.compiler.translation import mark_changes, with_translation
 from datapath.facts import Facts
 from datapath.plan.model import Backend, NetworkIds, Plan
@@ -28,7 +29,9 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         CompileError: the policy cannot hold on this host; all problems at once.
     """
     links = {link.name: link for link in facts.links}
-    treatments = [treat(network, links.get(network.device)) for network in policy.networks]
+    treatments = [
+        treat(network, links.get(network.device), policy.steering_of(network)) for network in policy.networks
+    ]
     ids = allocate(policy, facts, treatments)
     context = Context(
         policy,
@@ -45,6 +48,7 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
     by_nft = emit_classification(context, program) if backend is Backend.NFT else Classification()
     table = emit_table(context, by_nft, rule_bank=rule_bank)
     changes, warnings = mark_changes(context)
+    refusals = find_refusals(context)
     meanwhile = table
     if changes and backend is Backend.EBPF and facts.marked_by_nft:
         # The old program of marks is a part of the old table: without it, and without the new program, nobody marks.
@@ -61,7 +65,9 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         mark_changes=changes,
         transition=with_translation(meanwhile, changes) if meanwhile and changes else None,
         ingress=program,
+        steering=emit_steering(context),
+        refusals=refusals,
         backend=backend,
         backend_reason=reason,
-        notes=(*emit_notes(context), *warnings),
+        notes=(*emit_notes(context), *steering_notes(context, refusals), *warnings),
     )

@@ -17,7 +17,7 @@ from datapath.plan.ingress import IngressPoint, IpNetwork
 from datapath.plan.model import NetworkIds
 from datapath.plan.rtnl import Family
 from datapath.policy import Network, Policy
-from datapath.policy.model import ReturnPath
+from datapath.policy.model import ReturnPath, Steering
 
 
 class Treatment(enum.StrEnum):
@@ -27,11 +27,14 @@ class Treatment(enum.StrEnum):
     ON_LINK = "on-link"
     SOURCE = "source"
     CONNTRACK = "conntrack"
+    DIRECT = "direct"
     NONE = "none"
 
 
 #: Treatments that route replies by a table of their own.
-STEERED = frozenset({Treatment.SOURCE, Treatment.CONNTRACK})
+ROUTED = frozenset({Treatment.SOURCE, Treatment.CONNTRACK})
+#: Treatments that send replies to the network they belong to.
+STEERED = ROUTED | {Treatment.DIRECT}
 _FAMILIES = tuple(Family)
 
 
@@ -82,6 +85,10 @@ class NetworkContext:
     def is_marked(self) -> bool:
         return Treatment.CONNTRACK in self.treatments.values()
 
+    @property
+    def is_direct(self) -> bool:
+        return Treatment.DIRECT in self.treatments.values()
+
     @cached_property
     def is_steered(self) -> bool:
         return not STEERED.isdisjoint(self.treatments.values())
@@ -105,7 +112,7 @@ class Context:
     networks: tuple[NetworkContext, ...]
 
 
-def treat(network: Network, link: LinkFacts | None) -> dict[Family, Treatment]:
+def treat(network: Network, link: LinkFacts | None, steering: Steering) -> dict[Family, Treatment]:
     """The treatment of each family in which the network has VIPs."""
     treatments: dict[Family, Treatment] = {}
     for family in _FAMILIES:
@@ -113,7 +120,8 @@ def treat(network: Network, link: LinkFacts | None) -> dict[Family, Treatment]:
         if not vips:
             continue
         if network.gateway_of(family) is not None:
-            treatments[family] = Treatment(network.return_path)
+            direct = steering is Steering.DIRECT and network.return_path is not ReturnPath.NONE
+            treatments[family] = Treatment.DIRECT if direct else Treatment(network.return_path)
         elif network.return_path is ReturnPath.NONE:
             treatments[family] = Treatment.NONE
         elif all(on_own_subnet(vip, link) for vip in vips):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from datapath.compiler.context import STEERED, Treatment
+from datapath.compiler.context import ROUTED, STEERED, Treatment
 from datapath.errors import CompileError, Problem
 from datapath.facts import Facts, IdFacts
 from datapath.plan.model import NetworkIds
@@ -133,7 +133,7 @@ def _needs(policy: Policy, facts: Facts, treatments: Sequence[Mapping[Family, Tr
             network,
             position,
             mark=Treatment.CONNTRACK in treated,
-            table=steered,
+            table=not ROUTED.isdisjoint(treated),
             slot=steered or "reverse_path" in network.model_fields_set,
             known=known.get(network.name) or IdFacts(name=network.name),
         )

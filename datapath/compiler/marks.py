@@ -53,7 +53,8 @@ class Classification:
 def emit_table(context: Context, classification: Classification, *, rule_bank: int) -> NftTable | None:
     """The whole table, or None where no network needs an id."""
     remembered = [network for network in context.networks if any(_numbers(network))]
-    if not remembered:
+    # A network that is steered directly has nothing here but its slot, and the state remembers that.
+    if not classification.chains and all(network.is_direct for network in remembered):
         return None
     marked = [network for network in remembered if network.is_marked]
     chains = [_about_chain(context, rule_bank), *classification.chains]

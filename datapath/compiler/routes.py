@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network
 
-from datapath.compiler.context import STEERED, Context, NetworkContext, Treatment, on_own_subnet
+from datapath.compiler.context import ROUTED, Context, NetworkContext, Treatment, on_own_subnet
 from datapath.plan.ingress import IpNetwork
 from datapath.plan.rtnl import TABLE_MAIN, Family, Route, RouteType
 
@@ -36,7 +36,7 @@ def _network_routes(network: NetworkContext) -> Iterator[Route]:
         for prefix in network.vip_prefixes(family):
             if on_own_subnet(prefix, network.link) is None:
                 yield Route(TABLE_MAIN, prefix, network.device, metric=METRIC[family])
-    for family in network.families(*STEERED):
+    for family in network.families(*ROUTED):
         table = network.ids.table
         on_link = {*network.network.effective_on_link, LINK_LOCAL}
         for prefix in on_link:

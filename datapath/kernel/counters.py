@@ -7,7 +7,7 @@ import json
 
 import nftables
 
-from datapath.kernel import ingress
+from datapath.kernel import ingress, steering
 from datapath.kernel.bpf import Counter
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import Backend, Plan
@@ -29,6 +29,18 @@ def read_counters(plan: Plan) -> NetworkCounters:
     return {
         network.name: by_slot[network.slot] for network in plan.ingress.networks if network.slot in by_slot
     }
+
+
+def read_steered(plan: Plan) -> dict[str, Counter]:
+    """Answers that the egress program sent to their network, for every network that is steered directly.
+
+    Raises:
+        KernelError: the program's maps cannot be read.
+    """
+    if not plan.steering.networks:
+        return {}
+    by_slot = steering.read_counters()
+    return {network.name: by_slot.get(network.slot, Counter()) for network in plan.steering.networks}
 
 
 def _nft_counters() -> NetworkCounters:

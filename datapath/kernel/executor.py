@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, assert_never
 
 from datapath.errors import KernelError
-from datapath.kernel import ingress, sysctl, transaction
+from datapath.kernel import ingress, steering, sysctl, transaction
 from datapath.kernel.rtnl import FibChange, Rtnl, Verb
 from datapath.points import reached
 from datapath.reconcile.batches import FibStep
@@ -19,6 +19,7 @@ from datapath.reconcile.steps import (
     DeleteLink,
     DeleteRoute,
     DeleteRule,
+    ExtendSteering,
     ForgetConnections,
     NftTransaction,
     SetLinkUp,
@@ -26,6 +27,7 @@ from datapath.reconcile.steps import (
     Step,
     SyncIngress,
     TranslateConnections,
+    TrimSteering,
 )
 
 
@@ -53,8 +55,10 @@ class Executor:
             transaction.check(step.text)
         elif isinstance(step, SyncIngress) and step.program.networks:
             ingress.verify(step.program)
+        elif isinstance(step, ExtendSteering):
+            steering.verify(step.program)
 
-    def run(self, step: Step) -> None:
+    def run(self, step: Step) -> None:  # noqa: C901  (one branch a kind of step)
         """Carry out one step.
 
         Raises:
@@ -77,6 +81,10 @@ class Executor:
                 transaction.apply(text)
             case SyncIngress(program, clsact):
                 ingress.sync(program, clsact=clsact)
+            case ExtendSteering(outward):
+                steering.extend(outward)
+            case TrimSteering(outward, clsact):
+                steering.trim(outward, clsact=clsact)
             case ForgetConnections() | TranslateConnections():
                 _change_connections(step)
             case _:

@@ -10,7 +10,11 @@ import contextlib
 
 from datapath.errors import KernelError
 from datapath.kernel import bpf
+from datapath.kernel.bpf import attachments, steering
+from datapath.kernel.bpf.steering import LoadedSteering
 from datapath.plan.ingress import IngressProgram
+from datapath.plan.steering import SteeringProgram
+from datapath.plan.tc import Direction
 
 
 class HeldProgram:
@@ -65,3 +69,38 @@ class HeldProgram:
         for name in desired.attachments:
             if state.attached.get(name) != held:
                 bpf.attach(self._loaded, name)
+
+
+class HeldSteering:
+    """The same for the egress program."""
+
+    def __init__(self) -> None:
+        self._loaded: LoadedSteering | None = None
+
+    def close(self) -> None:
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+
+    def follow(self, desired: SteeringProgram) -> None:
+        """Hold what is attached now, provided that it is all as desired."""
+        program_id = steering.compare_steering(desired, steering.observe_steering()).program_id
+        if not desired.attachments:
+            self.close()
+        if program_id is None or (self._loaded is not None and self._loaded.program_id == program_id):
+            return
+        self.close()
+        with contextlib.suppress(KernelError):  # replaced in this moment: the next look sees it
+            self._loaded = LoadedSteering.open(program_id)
+
+    def attach(self, desired: SteeringProgram) -> None:
+        """Put the held program back where no program of ours is left; its maps are compared afterwards.
+
+        Raises:
+            ConflictError: somebody else's filter is in our place.
+            KernelError: a device is gone, or the kernel refused.
+        """
+        if self._loaded is None or steering.observe_steering().attached:
+            return
+        for name in desired.attachments:
+            attachments.attach(self._loaded.program_fd, name, Direction.EGRESS)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from datapath.facts import Facts, LinkFacts
-from datapath.kernel import ingress, nft, sysctl
+from datapath.kernel import ingress, nft, steering, sysctl
+from datapath.kernel.default_routes import default_devices
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Devices, Rtnl
@@ -15,9 +16,18 @@ from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import FibRule, Route
-from datapath.reconcile.actual import Actual, ActualIngress, ActualLink, ActualTable, ForeignMark, ForeignRule
+from datapath.plan.steering import SteeringProgram
+from datapath.reconcile.actual import (
+    Actual,
+    ActualIngress,
+    ActualLink,
+    ActualSteering,
+    ActualTable,
+    ForeignMark,
+    ForeignRule,
+)
 from datapath.reconcile.conflicts import new_tables
-from datapath.reconcile.present import carried_program
+from datapath.reconcile.present import carried_program, carried_steering
 from datapath.state import State
 
 _FoundTable = tuple[ActualTable, list[str]] | None
@@ -28,10 +38,10 @@ _Part = TypeVar("_Part")
 _TOLD_BY: Final[Mapping[str, frozenset[str]]] = {
     "nft": frozenset({"table"}),
     "rule": frozenset({"rules"}),
-    "route": frozenset({"routes"}),
-    "link": frozenset({"links", "facts", "routes", "sysctls", "ingress"}),
+    "route": frozenset({"routes", "defaults"}),
+    "link": frozenset({"links", "facts", "routes", "sysctls", "ingress", "steering", "defaults"}),
     "address": frozenset({"facts", "routes"}),
-    "tc": frozenset({"ingress"}),
+    "tc": frozenset({"ingress", "steering"}),
     "sysctl": frozenset({"sysctls"}),
 }
 
@@ -74,6 +84,12 @@ class Sight:
     def ingress(self, desired: IngressProgram) -> ActualIngress:
         return self._read_for("ingress", desired, lambda: ingress.observe(desired))
 
+    def steering(self, desired: SteeringProgram) -> ActualSteering:
+        return self._read_for("steering", desired, lambda: steering.observe(desired))
+
+    def default_devices(self) -> dict[int, tuple[str, ...]]:
+        return self._read("defaults", default_devices)
+
     def _read(self, part: str, read: Callable[[], _Part]) -> _Part:
         return self._read_for(part, None, read)
 
@@ -89,8 +105,15 @@ def _ask(question: Callable[[Rtnl], _Part]) -> _Part:
         return question(rtnl)
 
 
-def observe_facts(state: State, sight: Sight | None = None) -> Facts:
-    """What the compiler may know of this host. Ids come from the kernel, else from the state."""
+def observe_facts(state: State, sight: Sight | None = None, *, policy: str | None = None) -> Facts:
+    """What the compiler may know of this host. Ids come from the kernel, else from the state.
+
+    Args:
+        state: ids as they were remembered, and the policy in force.
+        sight: what was read already.
+        policy: text of the policy that is to be compiled; default: the one in force.
+    """
+    policy = state.policy if policy is None else policy
     sight = sight or Sight()
     found = sight.table()
     live = parse_ids(found[1]) if found else LiveIds()
@@ -103,6 +126,8 @@ def observe_facts(state: State, sight: Sight | None = None) -> Facts:
         previous_mask=state.fwmark_mask or live.fwmark_mask,
         marked_by_nft=found is not None and CLASSIFY_CHAIN in found[0].chains,
         rule_bank=live.rule_bank,
+        # A router's full table is not read for nothing; the word may stand elsewhere, which does no harm.
+        default_devices=sight.default_devices() if "direct" in policy else {},
         forwarding=sysctl.forwarding(),
     )
 
@@ -118,7 +143,8 @@ def _foreign_marks(desired: Plan, comments: list[str]) -> tuple[ForeignMark, ...
 def observe_links() -> Facts:
     """What a normal user may see: devices, addresses and forwarding, but no nftables and so no ids."""
     with Rtnl() as rtnl:
-        return Facts(links=rtnl.link_facts(), forwarding=sysctl.forwarding())
+        links = rtnl.link_facts()
+    return Facts(links=links, default_devices=default_devices(), forwarding=sysctl.forwarding())
 
 
 def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
@@ -138,4 +164,5 @@ def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
         links=links,
         sysctls=sight.sysctls(frozenset(keys)),
         ingress=sight.ingress(carried_program(desired, links)),
+        steering=sight.steering(carried_steering(desired, links)),
     )

@@ -22,12 +22,14 @@ _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
 _IFINFO: Final = struct.Struct("=BxHiI4x")
 _IFADDR: Final = struct.Struct("=BBxxI")
 _U32: Final = struct.Struct("=I")
-_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 3, 5, 10, 18
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 5, 10, 18
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
 _IFLA_VLAN_ID, _IFLA_VLAN_PROTOCOL = 1, 5
 #: Without statistics a device is a quarter of the size.
 _IFLA_EXT_MASK, _SKIP_STATS = 29, 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+#: Devices whose packets leave by another one without a tag. (For a veth IFLA_LINK is the other end.)
+_STACKED_KINDS: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap"})
 _RTA_TABLE: Final = 15
 _IFF_UP: Final = 1
 
@@ -45,7 +47,7 @@ class LinkMessage(NamedTuple):
     attributes: Mapping[int, bytes]
 
 
-_LINK_WANTED: Final = frozenset({_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO})
+_LINK_WANTED: Final = frozenset({_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO})
 
 
 def dump_links(netlink: Netlink) -> list[LinkMessage]:
@@ -81,6 +83,8 @@ def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
         vlan_id = int(struct.unpack("=H", options.get(_IFLA_VLAN_ID, bytes(2)))[0])
         protocol = int.from_bytes(options.get(_IFLA_VLAN_PROTOCOL, b""), "big")
         parent = names.get(_number(found.get(_IFLA_LINK)), "")
+    elif kind in _STACKED_KINDS:
+        parent = names.get(_number(found.get(_IFLA_LINK)), "")
     # A VRF takes routing over, every other master the packets themselves.
     slave_kind = _text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) or "vrf"
     master = _number(found.get(_IFLA_MASTER)) if slave_kind != "vrf" else 0
@@ -92,6 +96,7 @@ def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
         vlan_id,
         protocol,
         port_of=names.get(master, "") if master else "",
+        mtu=_number(found.get(_IFLA_MTU)),
     )
 
 
@@ -119,6 +124,7 @@ def link_facts(
             vlan_id=link.vlan_id,
             vlan_protocol=link.vlan_protocol,
             up=link.up,
+            mtu=link.mtu,
             addresses=tuple(sorted(addresses.get(link.name, []), key=lambda a: (a.version, int(a), str(a)))),
         )
         for link in sorted(links, key=lambda link: link.name)

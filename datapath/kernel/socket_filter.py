@@ -19,7 +19,7 @@ _FIND_ATTRIBUTE: Final = 0xFFFFF000 + 12
 _ACCEPT: Final = 0xFFFFFFFF
 
 _NEWROUTE, _DELROUTE = 24, 25
-_RTM_TABLE, _RTM_PROTOCOL, _ATTRIBUTES = 16 + 4, 16 + 5, 16 + 12
+_RTM_DST_LEN, _RTM_TABLE, _RTM_PROTOCOL, _ATTRIBUTES = 16 + 1, 16 + 4, 16 + 5, 16 + 12
 _RTA_TABLE: Final = 15
 #: rtm_table of a table whose number does not fit into a byte (RT_TABLE_COMPAT).
 _COMPAT: Final = 252
@@ -27,7 +27,9 @@ _COMPAT: Final = 252
 _CHOICES_MAX: Final = 200
 
 
-def attach_route_filter(sock: socket.socket, protocol: int, tables: Iterable[int]) -> None:
+def attach_route_filter(
+    sock: socket.socket, protocol: int, tables: Iterable[int], *, default_routes: bool = False
+) -> None:
     """Let only those routes through that carry our protocol, or whose table may be one of ours.
 
     Messages about anything but routes pass. Tables above 255 are told by the upper half of their number: a
@@ -37,15 +39,16 @@ def attach_route_filter(sock: socket.socket, protocol: int, tables: Iterable[int
         sock: an rtnetlink socket; a filter that it has is replaced.
         protocol: rtm_protocol of our routes.
         tables: routing tables of ours.
+        default_routes: let these through, too, whatever their table.
     """
-    code = route_filter(protocol, tables)
+    code = route_filter(protocol, tables, default_routes=default_routes)
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: length, padding, pointer.
     program = struct.pack("@HP", len(code) // _INSTRUCTION.size, ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def route_filter(protocol: int, tables: Iterable[int]) -> bytes:
+def route_filter(protocol: int, tables: Iterable[int], *, default_routes: bool = False) -> bytes:
     """The filter's code; see `attach_route_filter`."""
     small = sorted({table for table in tables if table < 256})
     upper = sorted({_upper_half(table) for table in tables if table >= 256})
@@ -59,8 +62,10 @@ def route_filter(protocol: int, tables: Iterable[int]) -> bytes:
         (_LD_BYTE_ABS, 0, 0, _RTM_PROTOCOL),
         (_JEQ, 0, 1, protocol),
         (_RET, 0, 0, _ACCEPT),
-        (_LD_BYTE_ABS, 0, 0, _RTM_TABLE),
     ]
+    if default_routes:
+        lines += [(_LD_BYTE_ABS, 0, 0, _RTM_DST_LEN), (_JEQ, 0, 1, 0), (_RET, 0, 0, _ACCEPT)]
+    lines.append((_LD_BYTE_ABS, 0, 0, _RTM_TABLE))
     for table in small:
         lines += [(_JEQ, 0, 1, table), (_RET, 0, 0, _ACCEPT)]
     lines += [

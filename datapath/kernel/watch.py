@@ -99,10 +99,12 @@ class Interest:
     Attributes:
         devices: names, also of devices that are missing at present.
         tables: routing tables of ours.
+        default_routes: those of the main table.
     """
 
     devices: frozenset[str] = frozenset()
     tables: frozenset[int] = frozenset()
+    default_routes: bool = False
 
 
 class RouteWatch:
@@ -122,8 +124,10 @@ class RouteWatch:
 
     def follow(self, interest: Interest) -> None:
         """Report what concerns these; everything of another network's is passed over from now on."""
-        if interest.tables != self._interest.tables:
-            attach_route_filter(self._socket, ROUTE_PROTOCOL, interest.tables - {TABLE_MAIN})
+        before = self._interest
+        if (interest.tables, interest.default_routes) != (before.tables, before.default_routes):
+            tables = interest.tables - {TABLE_MAIN}
+            attach_route_filter(self._socket, ROUTE_PROTOCOL, tables, default_routes=interest.default_routes)
         self._interest = interest
         self._indexes = {index for index, name in socket.if_nameindex() if name in interest.devices}
 
@@ -160,6 +164,8 @@ class RouteWatch:
             return True
         table = _attribute(message, 12, 15)  # RTA_TABLE
         number = struct.unpack("=I", table)[0] if table else message[4]
+        if self._interest.default_routes and number == TABLE_MAIN and message[1] == 0:  # rtm_dst_len
+            return True
         return number in self._interest.tables and number != TABLE_MAIN
 
     def _link_concerns(self, kind: int, message: memoryview) -> bool:

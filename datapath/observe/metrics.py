@@ -20,7 +20,8 @@ from prometheus_client.registry import Collector
 
 from datapath import __version__
 from datapath.errors import DatapathError
-from datapath.kernel.counters import NetworkCounters, read_counters
+from datapath.kernel.bpf import Counter
+from datapath.kernel.counters import NetworkCounters, read_counters, read_steered
 from datapath.observe.stats import Histogram, ServiceStats
 from datapath.plan.ingress import Verdict
 
@@ -76,8 +77,10 @@ def _network_metrics(stats: ServiceStats) -> Iterator[Metric]:
     )
     plan = stats.plan
     counters: NetworkCounters = {}
+    steered: dict[str, Counter] = {}
     try:
-        counters = read_counters(plan) if plan is not None else {}
+        if plan is not None:
+            counters, steered = read_counters(plan), read_steered(plan)
         readable.add_metric([], 1)
     except DatapathError:
         readable.add_metric([], 0)
@@ -89,6 +92,20 @@ def _network_metrics(stats: ServiceStats) -> Iterator[Metric]:
         waiting.add_metric([name], float(name in stats.waiting))
     yield waiting
     yield from _traffic(counters)
+    yield from _steered(steered)
+
+
+def _steered(counters: dict[str, Counter]) -> Iterator[Metric]:
+    """Nothing where no network is steered directly."""
+    for unit in ("packets", "bytes") if counters else ():
+        family = CounterMetricFamily(
+            f"datapath_network_steered_{unit}",
+            f"{unit.capitalize()} of answers that were sent to their network at egress.",
+            labels=["network"],
+        )
+        for network, counter in sorted(counters.items()):
+            family.add_metric([network], counter.packets if unit == "packets" else counter.bytes)
+        yield family
 
 
 def _traffic(counters: NetworkCounters) -> Iterator[Metric]:

@@ -12,7 +12,7 @@ from datapath.kernel.counters import NetworkCounters
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import NetworkIds, Plan
 from datapath.policy import parse_policy
-from datapath.reconcile.actual import ActualIngress
+from datapath.reconcile.actual import Actual
 from datapath.reconcile.steps import Step
 from datapath.state import State
 
@@ -22,7 +22,9 @@ class NetworkStatus:
     """One network of the policy in force.
 
     Attributes:
+        return_path: as in the policy, or `direct` where answers are sent to the network at egress.
         counters: None where no packet of the network is looked at.
+        steered: those answers; None where there are none.
     """
 
     name: str
@@ -32,6 +34,7 @@ class NetworkStatus:
     return_path: str
     ids: NetworkIds
     counters: Mapping[Verdict, Counter] | None
+    steered: Counter | None = None
 
     def as_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -49,6 +52,8 @@ class NetworkStatus:
                 verdict.label: {"packets": counter.packets, "bytes": counter.bytes}
                 for verdict, counter in self.counters.items()
             }
+        if self.steered is not None:
+            body["steered"] = {"packets": self.steered.packets, "bytes": self.steered.bytes}
         return body
 
 
@@ -121,7 +126,8 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
     waiting: Iterable[str],
     counters: NetworkCounters,
     *,
-    programs: ActualIngress | None = None,
+    actual: Actual | None = None,
+    steered: Mapping[str, Counter] | None = None,
 ) -> Status:
     """From the comparison with the kernel and what was counted."""
     policy = parse_policy(state.policy.encode(), state.policy_name).policy
@@ -135,9 +141,10 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
                 network.device,
                 tuple(map(str, network.vip_prefixes)),
                 tuple(map(str, network.gateway)),
-                str(network.return_path),
+                "direct" if steered and network.name in steered else str(network.return_path),
                 own,
                 counters.get(network.name, {}) if own.slot else None,
+                (steered or {}).get(network.name),
             )
         )
     return Status(
@@ -145,18 +152,20 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
         state.generation,
         str(plan.backend),
         plan.backend_reason,
-        str(programs.hook) if programs is not None and programs.attached else "",
+        str(actual.ingress.hook) if actual is not None and actual.ingress.attached else "",
         tuple(networks),
         (
             *(f"device {name} is missing or down: bring it back" for name in sorted(waiting)),
             *(step.describe() for step in steps),
         ),
-        (*(note.render() for note in plan.notes), *_ahead(programs), *_probation(state)),
+        (*(note.render() for note in plan.notes), *_ahead(actual), *_probation(state)),
     )
 
 
-def _ahead(programs: ActualIngress | None) -> Iterator[str]:
-    for device, name in programs.ahead if programs is not None else ():
+def _ahead(actual: Actual | None) -> Iterator[str]:
+    if actual is None:
+        return
+    for device, name in (*actual.ingress.ahead, *actual.steering.ahead):
         yield (
             f"warning: {device}: the tcx program {name} sees packets before ours; those that it drops, redirects or"
             " accepts for good do not reach ours"

@@ -8,9 +8,11 @@ import enum
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from datapath.errors import Problem
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.nft import NftTable
 from datapath.plan.rtnl import FibRule, Route, Sysctl, VlanLink
+from datapath.plan.steering import SteeringProgram
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -85,6 +87,9 @@ class Plan:
         mark_changes: networks whose connections are to be carried over from another mark; nothing on a node
             that is as the plan says.
         transition: the table during that change, None where no mark changes.
+        steering: what sends answers to their network as they leave (`steering: direct`).
+        refusals: what this host, as it is now, cannot serve of the policy. A person's apply refuses; the daemon
+            serves the rest and waits for the host to change.
         backend: who does it; `backend_reason` says why where the policy left the choice.
     """
 
@@ -99,6 +104,8 @@ class Plan:
     ingress: IngressProgram = field(default_factory=lambda: IngressProgram(0))
     mark_changes: tuple[MarkChange, ...] = ()
     transition: NftTable | None = None
+    steering: SteeringProgram = field(default_factory=SteeringProgram)
+    refusals: tuple[Problem, ...] = ()
     backend: Backend = Backend.NONE
     backend_reason: str = ""
     notes: tuple[Note, ...] = ()
@@ -131,4 +138,5 @@ class Plan:
                 self.links or self.sysctls or self.rp_filter_exempt or self.routes or self.rules or self.table
             )
             and not self.ingress.networks
+            and not self.steering.networks
         )

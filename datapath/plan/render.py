@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from datapath.plan.ingress import IngressNetwork, SourceRule, VlanProtocol
 from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.nft import NftChain, NftMap, NftTable
+from datapath.plan.steering import SteeringProgram
 
 #: Elements per `add element` command: long lines make nft's parser and reviewers slow.
 ELEMENTS_PER_COMMAND = 64
@@ -84,6 +85,7 @@ def render_plan(plan: Plan) -> str:
             [line for network in plan.ingress.networks for line in _render_ingress(network)],
         ),
         ("", [f"ingress * {_render_source(source)}" for source in plan.ingress.common_sources]),
+        *([("steering", list(_render_steering(plan.steering)))] if plan.steering.networks else []),
     ]
     lines: list[str] = []
     for title, body in sections:
@@ -119,6 +121,18 @@ def _render_ingress(network: IngressNetwork) -> Iterator[str]:
         yield f"ingress {network.name} {_render_source(source)}"
     for prefix in network.feasible:
         yield f"ingress {network.name} feasible {prefix}"
+
+
+def _render_steering(program: SteeringProgram) -> Iterator[str]:
+    yield f"steering at the egress of {', '.join(program.devices)}"
+    for prefix in program.passed:
+        yield f"steering never to {prefix}"
+    for network in program.networks:
+        for vip in network.vips:
+            gateway = network.gateway(vip.version)
+            yield f"steering {network.name} slot {network.slot} from {vip} via {gateway} dev {network.device}"
+        for prefix in network.on_link:
+            yield f"steering {network.name} on-link {prefix} dev {network.device}"
 
 
 def _render_source(source: SourceRule) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from datapath.errors import Problem
 from datapath.policy.addresses import shown
+from datapath.policy.check_steering import is_direct
 from datapath.policy.marks import capacity
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def marks(readable: Readable) -> Iterator[Problem]:
 
 
 def _mask_has_room(readable: Readable, mask: int) -> Iterator[Problem]:
-    needed = sum(network.needs_mark for _, network in readable.networks)
+    needed = sum(n.needs_mark and not is_direct(readable, n) for _, n in readable.networks)
     if needed > capacity(mask):
         yield Problem(
             ("marks",),

@@ -333,8 +333,8 @@ class Policy(PolicyModel):
     rules: Rules = Field(default=Rules(), description="Where our ip rules are.")
     steering: Steering = Field(
         default=Steering.RULES,
-        description="`rules` (fwmarks, ip rules and routing tables: complete) or "
-        "`direct` (redirect at tc egress).",
+        description="`rules` (fwmarks, ip rules and routing tables: complete) or `direct` (answers are "
+        "redirected where they would leave by the default route: fastest, with limits).",
     )
     backend: Backend = Field(
         default=Backend.AUTO,

@@ -43,8 +43,6 @@ class Unsupported:
 UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported("vrf", "VRFs", "remove `vrf`", in_network=True),
     Unsupported("isolate_clients", "isolating clients", "remove `isolate_clients`", True, in_network=True),
-    Unsupported("steering", "`steering: direct`", "use `steering: rules`", "direct", in_network=True),
-    Unsupported("steering", "`steering: direct`", "use `steering: rules`", "direct"),
     Unsupported("egress", "egress", "remove `egress`"),
 )
 

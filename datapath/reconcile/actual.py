@@ -49,6 +49,7 @@ class ActualLink:
 
     Attributes:
         port_of: the bridge, bond or team that takes its packets; empty where the IP stack gets them.
+        mtu: 0 where nobody looked.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ActualLink:
     vlan_id: int = 0
     vlan_protocol: int = 0
     port_of: str = ""
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,26 @@ class ActualIngress:
 
 
 @dataclass(frozen=True, slots=True)
+class ActualSteering:
+    """The egress program, compared by `kernel/` as `ActualIngress` is.
+
+    Attributes:
+        attached: devices that carry our program at their egress.
+        missing: what is desired and not there, in words.
+        surplus: what is there and not desired, in words.
+        clsact, foreign, hook, ahead: as in `ActualIngress`.
+    """
+
+    attached: frozenset[str] = frozenset()
+    missing: tuple[str, ...] = ()
+    surplus: tuple[str, ...] = ()
+    clsact: frozenset[str] = frozenset()
+    foreign: frozenset[str] = frozenset()
+    hook: Hook = Hook.CLSACT
+    ahead: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Actual:
     """One namespace at one moment.
 
@@ -158,3 +180,4 @@ class Actual:
     links: Mapping[str, ActualLink] = field(default_factory=dict)
     sysctls: Mapping[str, str] = field(default_factory=dict)
     ingress: ActualIngress = ActualIngress()
+    steering: ActualSteering = ActualSteering()

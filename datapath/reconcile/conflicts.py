@@ -27,6 +27,10 @@ def find_conflicts(actual: Actual, desired: Plan) -> tuple[str, ...]:
             f"{name}: another eBPF filter sits at our priority and handle of its ingress hook"
             for name in sorted(actual.ingress.foreign & set(desired.attached.attachments))
         ),
+        *(
+            f"{name}: another eBPF filter sits at our priority and handle of its egress hook"
+            for name in sorted(actual.steering.foreign & set(desired.steering.attachments))
+        ),
     )
 
 
@@ -155,4 +159,5 @@ def _vlan(protocol: int, vlan_id: int) -> str:
 def _devices(desired: Plan) -> list[str]:
     routed = {route.device for route in desired.routes if route.device}
     checked = {network.device for network in desired.ingress.networks}
-    return sorted(routed | checked)
+    steered = {network.device for network in desired.steering.networks}
+    return sorted(routed | checked | steered)

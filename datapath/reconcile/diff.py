@@ -12,14 +12,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datapath.plan.ingress import IngressProgram, VlanProtocol
-from datapath.plan.model import Backend, Plan
+from datapath.plan.model import Backend, MarkChange, Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import FibRule, Route, VlanLink
+from datapath.plan.steering import SteeringProgram
 from datapath.plan.tc import Hook
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.batches import rule_phase
 from datapath.reconcile.nft import as_actual, diff_table
-from datapath.reconcile.present import carried_program, needed_devices, ready_devices
+from datapath.reconcile.present import (
+    carried_program,
+    carried_steering,
+    needed_devices,
+    ready_devices,
+)
 from datapath.reconcile.steps import (
     AddLink,
     AddRoute,
@@ -27,12 +33,14 @@ from datapath.reconcile.steps import (
     DeleteLink,
     DeleteRoute,
     DeleteRule,
+    ExtendSteering,
     ForgetConnections,
     NftTransaction,
     SetLinkUp,
     Step,
     SyncIngress,
     TranslateConnections,
+    TrimSteering,
 )
 from datapath.reconcile.sysctls import SysctlChanges, diff_sysctls, inherited, split_by_device
 
@@ -57,7 +65,12 @@ class ChangeSet:
 
 
 def reconcile(
-    actual: Actual, desired: Plan, record: Record, *, forget: tuple[tuple[int, int], ...] = ()
+    actual: Actual,
+    desired: Plan,
+    record: Record,
+    *,
+    forget: tuple[tuple[int, int], ...] = (),
+    unmark: tuple[MarkChange, ...] = (),
 ) -> ChangeSet:
     """The steps from `actual` to `desired`.
 
@@ -66,6 +79,7 @@ def reconcile(
         desired: as compiled; an empty plan removes everything of ours.
         record: what only memory can tell.
         forget: pairs of mark and mask whose connections must not survive (networks that are gone).
+        unmark: networks whose connections go on without a mark.
     """
     ready = ready_devices(desired, actual.links)
     links = _diff_links(actual, desired, record, ready)
@@ -73,21 +87,27 @@ def reconcile(
     sysctls = diff_sysctls(values, desired.sysctls, desired.rp_filter_exempt, record)
     early, late = split_by_device(sysctls.loosen, links.created)
     steps: list[Step] = [*early, *links.add, *late]
+    steering = carried_steering(desired, actual.links)
+    if actual.steering.missing:
+        steps.append(ExtendSteering(steering))
     # An empty table answers nothing, so the walk goes on as without the rule. The other way round, Linux would walk
     # every route of every IPv6 table for each rule (`fib6_rule_flush_cache`): 5 s instead of 1 for 4,094 networks.
     steps += [*_added_rules(actual, desired), *_added_routes(actual, desired, ready)]
     text = diff_table(actual.table, desired.transition or desired.table, spec=TABLE_SPEC)
     program = carried_program(desired, actual.links)
-    needed = _needs_clsact(actual, program) | _kept_clsact(desired, record)
+    needed = _needed_clsact(actual, program, steering) | _kept_clsact(desired, record)
     released = record.clsact - needed
     ingress = [SyncIngress(program, released)] if _ingress_differs(actual, program, released) else []
     nft = [NftTransaction(text)] if text else []
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
     steps += [*_removed_rules(actual, desired), *_removed_routes(actual, desired)]
     steps += _end_of_transition(desired)
+    if actual.steering.surplus:
+        steps.append(TrimSteering(steering, released))
     steps += links.remove
     steps += split_by_device(sysctls.tighten, frozenset(step.link.name for step in links.remove))[0]
     steps += [ForgetConnections(mark, mask) for mark, mask in forget]
+    steps += [TranslateConnections(change) for change in unmark]
     before, after = _records(record, actual, needed, links, sysctls)
     return ChangeSet(tuple(steps), before, after, needed_devices(desired) - ready)
 
@@ -212,8 +232,10 @@ def _ingress_differs(actual: Actual, program: IngressProgram, released: frozense
     return actual.ingress.attached != wanted or bool(actual.ingress.differences or orphans)
 
 
-def _needs_clsact(actual: Actual, program: IngressProgram) -> frozenset[str]:
-    return frozenset(program.attachments if actual.ingress.hook is Hook.CLSACT else ())
+def _needed_clsact(actual: Actual, program: IngressProgram, steering: SteeringProgram) -> frozenset[str]:
+    if actual.ingress.hook is not Hook.CLSACT:
+        return frozenset()
+    return frozenset((*program.attachments, *steering.attachments))
 
 
 def _kept_clsact(desired: Plan, record: Record) -> frozenset[str]:
@@ -222,11 +244,15 @@ def _kept_clsact(desired: Plan, record: Record) -> frozenset[str]:
     While the kernel adds or removes one, the device drops what it has to send: `qdisc_graft` deactivates it for some
     milliseconds, for an ingress qdisc, too. So the qdisc of a device that is served goes with its last network.
     """
-    return record.clsact & needed_devices(desired)
+    return record.clsact & (needed_devices(desired) | set(desired.steering.attachments))
 
 
 def _records(
-    record: Record, actual: Actual, needed: frozenset[str], links: _LinkChanges, sysctls: SysctlChanges
+    record: Record,
+    actual: Actual,
+    needed: frozenset[str],
+    links: _LinkChanges,
+    sysctls: SysctlChanges,
 ) -> tuple[Record, Record]:
     clsact = (record.clsact & actual.ingress.clsact) | (needed - actual.ingress.clsact)
     before = Record(sysctls.saved, record.links | links.created, record.clsact | clsact)

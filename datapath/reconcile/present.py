@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
+from datapath.plan.steering import SteeringProgram
 from datapath.reconcile.actual import ActualLink
 
 
@@ -32,6 +33,7 @@ def needed_devices(plan: Plan) -> frozenset[str]:
         | {link.name for link in plan.links}
         | {network.device for network in networks}
         | {network.point.ifname for network in networks}
+        | {network.device for network in plan.steering.networks}
     )
 
 
@@ -50,6 +52,18 @@ def carried_program(plan: Plan, links: Mapping[str, ActualLink]) -> IngressProgr
     return program if len(kept) == len(program.networks) else dataclasses.replace(program, networks=kept)
 
 
+def carried_steering(plan: Plan, links: Mapping[str, ActualLink]) -> SteeringProgram:
+    """The same for the egress program."""
+    there = ready_devices(plan, links) | set(links)
+    return _without(plan.steering, there)
+
+
+def _without(program: SteeringProgram, there: frozenset[str] | set[str]) -> SteeringProgram:
+    networks = tuple(network for network in program.networks if network.device in there)
+    devices = tuple(name for name in program.devices if name in there)
+    return dataclasses.replace(program, devices=devices, networks=networks if devices else ())
+
+
 def carried_plan(plan: Plan, links: Mapping[str, ActualLink]) -> Plan:
     """The plan without what hangs on devices that are missing or down; ids, rules and table stay whole."""
     ready = ready_devices(plan, links)
@@ -63,4 +77,5 @@ def carried_plan(plan: Plan, links: Mapping[str, ActualLink]) -> Plan:
         links=tuple(link for link in plan.links if link.name in ready),
         routes=tuple(route for route in plan.routes if not route.device or route.device in ready),
         ingress=dataclasses.replace(plan.ingress, networks=networks),
+        steering=_without(plan.steering, ready),
     )

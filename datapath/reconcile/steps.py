@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import MarkChange
 from datapath.plan.rtnl import FibRule, Route, VlanLink
+from datapath.plan.steering import SteeringProgram
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class SyncIngress:
     """Bring the eBPF program, its maps and its attachments to the desired state.
 
     Attributes:
-        clsact: devices whose clsact qdisc we made: it goes with our filter if nobody else uses it.
+        clsact: devices whose clsact qdisc we made and need no more: it goes if nobody else uses it.
     """
 
     program: IngressProgram
@@ -128,6 +129,34 @@ class SyncIngress:
     def describe(self) -> str:
         devices = ", ".join(self.program.attachments) or "no device"
         return f"eBPF program for {len(self.program.networks)} network(s) on {devices}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendSteering:
+    """Attach and fill the egress program; what it knew before stays until `TrimSteering`."""
+
+    program: SteeringProgram
+
+    def describe(self) -> str:
+        devices = ", ".join(self.program.attachments)
+        return f"egress program for {len(self.program.networks)} network(s) on {devices}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrimSteering:
+    """Take away from the egress program what is not desired; without networks, the program itself.
+
+    Attributes:
+        clsact: devices whose clsact qdisc we made and need no more: it goes if nobody else uses it.
+    """
+
+    program: SteeringProgram
+    clsact: frozenset[str] = frozenset()
+
+    def describe(self) -> str:
+        if not self.program.networks:
+            return "detach the egress program"
+        return f"egress program only for {len(self.program.networks)} network(s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +195,8 @@ Step = (
     | DeleteRule
     | NftTransaction
     | SyncIngress
+    | ExtendSteering
+    | TrimSteering
     | ForgetConnections
     | TranslateConnections
 )

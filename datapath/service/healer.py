@@ -7,6 +7,7 @@ later, and nothing is rolled back, because each object that is right again serve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import time
@@ -17,9 +18,9 @@ from datapath.compiler import compile_policy
 from datapath.controller import facts_in_force
 from datapath.errors import CompileError, DatapathError, KernelError
 from datapath.facts import Facts
-from datapath.kernel import ingress
+from datapath.kernel import ingress, steering
 from datapath.kernel.executor import Executor
-from datapath.kernel.held import HeldProgram
+from datapath.kernel.held import HeldProgram, HeldSteering
 from datapath.kernel.observer import Sight, observe
 from datapath.log import get_logger
 from datapath.plan.model import Plan
@@ -36,11 +37,13 @@ from datapath.reconcile.steps import (
     DeleteLink,
     DeleteRoute,
     DeleteRule,
+    ExtendSteering,
     NftTransaction,
     SetLinkUp,
     SetSysctl,
     Step,
     SyncIngress,
+    TrimSteering,
 )
 from datapath.service.backoff import Backoff
 from datapath.state import State, StateDirectory
@@ -56,6 +59,8 @@ _KINDS: dict[type[Step], str] = {
     NftTransaction: "nft",
     SetSysctl: "sysctl",
     SyncIngress: "tc",
+    ExtendSteering: "tc",
+    TrimSteering: "tc",
 }
 
 
@@ -68,6 +73,8 @@ def key_of(step: Step) -> str:
     """What a step repairs: one transaction is the whole table, one sync the whole program."""
     if isinstance(step, NftTransaction | SyncIngress):
         return kind_of(step)
+    if isinstance(step, ExtendSteering | TrimSteering):
+        return "egress program"
     if isinstance(step, SetSysctl):
         return f"set {step.key}"
     return step.describe()
@@ -113,6 +120,7 @@ class Healer:
         self._facts: Facts | None = None
         self._plan: Plan | None = None
         self._program = HeldProgram()
+        self._steering = HeldSteering()
         self._program_may_differ = True
         self._glance: tuple[tuple[int, ...], ...] = ()
         self._sight = Sight()
@@ -121,6 +129,7 @@ class Healer:
 
     def close(self) -> None:
         self._program.close()
+        self._steering.close()
 
     def forget(self, kinds: Iterable[str]) -> None:
         """Events of these kinds came (`*` for whatever): what was read about them is out of date."""
@@ -135,7 +144,8 @@ class Healer:
         Raises:
             DatapathError: the kernel cannot be asked.
         """
-        before, self._glance = self._glance, ingress.glance(self._plan.attached) if self._plan else ()
+        now = _glance(self._plan) if self._plan else ()
+        before, self._glance = self._glance, now
         if self._glance == before:
             return False
         self.forget(["tc"])
@@ -229,6 +239,8 @@ class Healer:
     def _run(self, step: Step, executor: Executor) -> None:
         if isinstance(step, SyncIngress):
             self._program.attach(step.program)
+        elif isinstance(step, ExtendSteering):
+            self._steering.attach(step.program)
         try:
             executor.run(step)
         except KernelError as error:
@@ -272,10 +284,16 @@ class Healer:
         return dataclasses.replace(state, record=record)
 
     def _follow_program(self, plan: Plan, look: Look) -> None:
-        synced = any(isinstance(step, SyncIngress) for step in look.done)
+        synced = any(isinstance(step, SyncIngress | ExtendSteering | TrimSteering) for step in look.done)
         if synced or self._program_may_differ:
             self._program.follow(plan.attached)
+            with contextlib.suppress(KernelError):  # a device that is missing: there will be another look
+                self._steering.follow(plan.steering)
             self._program_may_differ = False
+
+
+def _glance(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    return ingress.glance(plan.attached) + steering.glance(plan.steering)
 
 
 def _parse(state: State) -> LoadedPolicy:

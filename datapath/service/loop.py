@@ -309,7 +309,9 @@ class Service:
             plan = look.plan
             tables = {route.table for route in plan.routes}
             parents = {link.parent for link in plan.links}
-            self._routes.follow(Interest(needed_devices(plan) | parents, frozenset(tables)))
+            devices = needed_devices(plan) | parents | set(plan.steering.devices)
+            steers = bool(plan.steering.networks)
+            self._routes.follow(Interest(devices, frozenset(tables), default_routes=steers))
 
     def _status(self) -> str:
         stats = self._stats

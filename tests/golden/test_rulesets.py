@@ -101,6 +101,15 @@ def test_case_4_restores_only_in_replies() -> None:
     assert "output { type route hook output" in nft
 
 
+def test_direct_network_has_no_mark_no_table_and_no_rule() -> None:
+    assert lines("direct", "network") == [
+        "network partners fwmark 0x00010000 table 700001 slot 1",
+        "network public fwmark none table none slot 2",
+    ]
+    assert not any("eth0.100" in line for line in lines("direct", "route"))
+    assert "steering at the egress of eth0" in lines("direct", "steering")
+
+
 def main() -> int:
     """Write what the cases compile to now."""
     if sys.argv[1:] != ["--update"]:

@@ -264,4 +264,42 @@ _ENTRY: Final = (
     ),
 )
 
-MUTANTS: Final = (*_PARSER, *_SCOPE, *_POLICY, *_ENTRY)
+_STEERING: Final = (
+    *_of(
+        "steering.bpf.c",
+        ("if (skb->vlan_present)", "if (0)"),
+        ("skb->protocol == BE16(ETH_P_IP))", "1)"),
+        ("skb->protocol == BE16(ETH_P_IPV6))", "1)"),
+        ("offsetof(struct iphdr, saddr)", "offsetof(struct iphdr, check)"),
+        ("offsetof(struct ipv6hdr, saddr)", "offsetof(struct ipv6hdr, hop_limit)"),
+        (
+            "network->ifindex == skb->ifindex || is_target4(SLOT_NONE, &addresses)",
+            "is_target4(SLOT_NONE, &addresses)",
+        ),
+        (
+            "network->ifindex == skb->ifindex || is_target6(SLOT_NONE, &addresses)",
+            "is_target6(SLOT_NONE, &addresses)",
+        ),
+        ("|| is_target4(SLOT_NONE, &addresses)", ""),
+        ("|| is_target6(SLOT_NONE, &addresses)", ""),
+    ),
+    *_of(
+        "steer.h",
+        (".prefix_length = 32, .address", ".prefix_length = 31, .address"),
+        (".prefix_length = 128 }", ".prefix_length = 127 }"),
+        (".address = addresses->source }", ".address = addresses->destination }"),
+        ("key.address, addresses->source", "key.address, addresses->destination"),
+        (".prefix_length = SLOT_BITS + 32", ".prefix_length = SLOT_BITS + 24"),
+        (".prefix_length = SLOT_BITS + 128", ".prefix_length = SLOT_BITS + 96"),
+        ("return dp_targets4.lookup(&key) != 0", "return dp_targets4.lookup(&key) == 0"),
+        ("return dp_targets6.lookup(&key) != 0", "return dp_targets6.lookup(&key) == 0"),
+        ("if (is_target4(network->slot, addresses))", "if (0)"),
+        ("if (is_target6(network->slot, addresses))", "if (0)"),
+        (".nh_family = AF_INET_NUMBER, .ipv4_nh", ".nh_family = AF_INET6_NUMBER, .ipv4_nh"),
+        (".nh_family = AF_INET6_NUMBER }", ".nh_family = AF_INET_NUMBER }"),
+        ("counter->packets += packet_segments(skb)", "counter->packets += 1"),
+        ("counter->bytes += skb->len", "counter->bytes += 1"),
+    ),
+)
+
+MUTANTS: Final = (*_PARSER, *_SCOPE, *_POLICY, *_ENTRY, *_STEERING)

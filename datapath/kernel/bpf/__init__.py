@@ -16,7 +16,8 @@ from datapath.kernel.bpf.ingress import (
     update_entries,
     verify_ingress,
 )
-from datapath.kernel.bpf.program import Counter, LoadedIngress, ProgramMeta, SlotCounters
+from datapath.kernel.bpf.loaded import Counter, ProgramMeta
+from datapath.kernel.bpf.program import LoadedIngress, SlotCounters
 from datapath.kernel.bpf.source import Capacities, desired_digest
 from datapath.kernel.bpf.tables import IngressTables, NetworkEntry, PointKey, resolve
 from datapath.kernel.tc import AttachResult

@@ -13,7 +13,7 @@ from typing import Final
 
 from datapath.plan.ingress import OtherCheck, SourceAction, Verdict, VipCheck
 
-ABI_VERSION: Final = 2
+ABI_VERSION: Final = 3
 SLOT_NONE: Final = 0
 VLAN_PROTO_GUARD: Final = 0xFFFF
 SLOT_BITS: Final = 32
@@ -40,6 +40,19 @@ MAP_NAMES: Final = (
     MAP_DROP_CONTROL,
     MAP_DROPS,
     *PREFIX_MAPS.values(),
+)
+STEERING_NAME: Final = "datapath_out"
+MAP_STEERED: Final = "dp_steered"
+MAP_STEERED_BEFORE: Final = "dp_steered_was"
+#: Tries by IP version.
+REPLY_MAPS: Final = {4: "dp_replies4", 6: "dp_replies6"}
+TARGET_MAPS: Final = {4: "dp_targets4", 6: "dp_targets6"}
+STEERING_MAP_NAMES: Final = (
+    MAP_STEERED,
+    MAP_STEERED_BEFORE,
+    MAP_META,
+    *REPLY_MAPS.values(),
+    *TARGET_MAPS.values(),
 )
 #: Of the ring buffer of drop samples; a power of two. 4,096 bytes hold 58 samples.
 DROP_BUFFER_PAGES: Final = 16
@@ -95,6 +108,40 @@ class Prefix6Key(ctypes.Structure):
         ("prefix_length", ctypes.c_uint32),
         ("slot", ctypes.c_uint32),
         ("address", ctypes.c_uint8 * 16),
+    )
+
+
+class Vip4Key(ctypes.Structure):
+    """`struct vip4_key`."""
+
+    _fields_ = (("prefix_length", ctypes.c_uint32), ("address", ctypes.c_uint8 * 4))
+
+
+class Vip6Key(ctypes.Structure):
+    """`struct vip6_key`."""
+
+    _fields_ = (("prefix_length", ctypes.c_uint32), ("address", ctypes.c_uint8 * 16))
+
+
+class SteeredNetwork4(ctypes.Structure):
+    """`struct steered_network4`."""
+
+    _fields_ = (
+        ("ifindex", ctypes.c_uint32),
+        ("gateway", ctypes.c_uint8 * 4),
+        ("slot", ctypes.c_uint16),
+        ("reserved", ctypes.c_uint8 * 2),
+    )
+
+
+class SteeredNetwork6(ctypes.Structure):
+    """`struct steered_network6`."""
+
+    _fields_ = (
+        ("ifindex", ctypes.c_uint32),
+        ("gateway", ctypes.c_uint8 * 16),
+        ("slot", ctypes.c_uint16),
+        ("reserved", ctypes.c_uint8 * 2),
     )
 
 
@@ -164,6 +211,10 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "program_meta": ProgramMeta,
     "prefix4_key": Prefix4Key,
     "prefix6_key": Prefix6Key,
+    "vip4_key": Vip4Key,
+    "vip6_key": Vip6Key,
+    "steered_network4": SteeredNetwork4,
+    "steered_network6": SteeredNetwork6,
     "prefix_value": PrefixValue,
     "drop_control": DropControl,
     "drop_event": DropEvent,

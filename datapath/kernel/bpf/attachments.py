@@ -25,7 +25,10 @@ from datapath.points import reached
 #: `clsact` makes a kernel that has tcx behave as one that has not: for tests.
 ENVIRONMENT: Final = "DATAPATH_TC_HOOK"
 
-PROGRAM_NAMES: Final[Mapping[Direction, str]] = {Direction.INGRESS: abi.PROGRAM_NAME}
+PROGRAM_NAMES: Final[Mapping[Direction, str]] = {
+    Direction.INGRESS: abi.PROGRAM_NAME,
+    Direction.EGRESS: abi.STEERING_NAME,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Attachments:
-    """All devices of the namespace.
+    """All devices of the namespace, at one direction.
 
     Attributes:
         ifindexes: every device by name.
@@ -58,7 +61,7 @@ class Attachments:
 
     hook: Hook
     ifindexes: Mapping[str, int]
-    at: Mapping[Direction, Attached]
+    attached: Attached
     clsact: frozenset[str]
 
 
@@ -91,7 +94,7 @@ def _name(program_id: int) -> str:
         return ""
 
 
-def observe_attachments() -> Attachments:
+def observe_attachments(direction: Direction) -> Attachments:
     """Everything that is attached, read from the kernel only.
 
     Raises:
@@ -103,7 +106,7 @@ def observe_attachments() -> Attachments:
     return Attachments(
         hook=hook,
         ifindexes=ifindexes,
-        at={direction: _observe(hook, direction, state, by_index, names) for direction in PROGRAM_NAMES},
+        attached=_observe(hook, direction, state, by_index, names),
         clsact=frozenset(by_index[index] for index in state.clsact if index in by_index),
     )
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 from datapath.errors import KernelError
 from datapath.kernel import tc
 from datapath.kernel.bpf import abi, attachments, compiler, libbpf, source
-from datapath.kernel.bpf.program import LoadedIngress, ProgramMeta, SlotCounters, add_counters
+from datapath.kernel.bpf.loaded import ProgramMeta
+from datapath.kernel.bpf.program import LoadedIngress, SlotCounters, add_counters
 from datapath.kernel.bpf.tables import IngressTables, resolve
 from datapath.plan.tc import Direction, Hook
 
@@ -112,8 +113,8 @@ def observe_ingress() -> IngressState:
     Raises:
         KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
     """
-    state = attachments.observe_attachments()
-    found = state.at[Direction.INGRESS]
+    state = attachments.observe_attachments(Direction.INGRESS)
+    found = state.attached
     programs = {program_id: _read_program(program_id) for program_id in sorted(found.ids)}
     return IngressState(
         ifindexes=state.ifindexes,
@@ -209,7 +210,7 @@ def load_ingress(desired: IngressProgram, verified: LoadedIngress | None = None)
             compile, or the kernel refuses it.
     """
     for ifname in desired.attachments:
-        _require_ethernet(ifname)
+        require_ethernet(ifname)
     tables = resolve(desired, tc.ifindexes())
     if verified is not None:
         if verified.read_meta().digest == source.desired_digest(desired.fwmark_mask, tables.need):
@@ -232,7 +233,7 @@ def verify_ingress(desired: IngressProgram) -> LoadedIngress:
     return _load(desired.fwmark_mask, resolve(desired, invented))
 
 
-def _require_ethernet(ifname: str) -> None:
+def require_ethernet(ifname: str) -> None:
     """The program reads an Ethernet header first: on a tunnel without one it would misread every packet."""
     request = struct.pack("16sH14x", ifname.encode(), 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -3,171 +3,38 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from datapath.errors import KernelError
 from datapath.kernel.bpf import abi, libbpf
 from datapath.kernel.bpf.encoding import (
-    Elements,
     decode_networks,
     decode_prefixes,
     encode_networks,
     encode_prefixes,
 )
-from datapath.kernel.bpf.source import Capacities
+from datapath.kernel.bpf.loaded import Change, Counter, LoadedProgram
 from datapath.kernel.bpf.tables import IngressTables, PrefixTable
 from datapath.plan.ingress import Verdict
 from datapath.points import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
 
-_META_KEY: Final = bytes(4)
 _BYTE_ORDER: Final = sys.byteorder
-
-
-@dataclass(frozen=True, slots=True)
-class Counter:
-    """Packets and bytes; segments that GRO merged count one by one, with one set of headers."""
-
-    packets: int = 0
-    bytes: int = 0
-
-    def __add__(self, other: Counter) -> Counter:
-        """Both together."""
-        return Counter(packets=self.packets + other.packets, bytes=self.bytes + other.bytes)
 
 
 #: Per slot and verdict; verdicts that never happened are there with zeros.
 SlotCounters = dict[int, dict[Verdict, Counter]]
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramMeta:
-    """What a loaded program says of itself.
+class LoadedIngress(LoadedProgram):
+    """The ingress program, loaded by us or found attached."""
 
-    Attributes:
-        digest: of the compiled text; compare with `desired_digest(fwmark_mask, capacities)`.
-    """
-
-    abi_version: int
-    fwmark_mask: int
-    capacities: Capacities
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What separates one map from its desired contents."""
-
-    bpf_map: libbpf.Map
-    added: Elements
-    removed: list[bytes]
-
-    @classmethod
-    def between(cls, bpf_map: libbpf.Map, actual: Elements, desired: Elements) -> _Change:
-        return cls(
-            bpf_map=bpf_map,
-            added={key: value for key, value in desired.items() if actual.get(key) != value},
-            removed=[key for key in actual if key not in desired],
-        )
-
-    def add(self) -> None:
-        self.bpf_map.update(self.added)
-
-    def remove(self) -> None:
-        self.bpf_map.delete(self.removed)
-
-
-class LoadedIngress:
-    """An open program, loaded by us or found attached. A context manager; closing does not detach.
-
-    Attributes:
-        program_id: the kernel's id of the program.
-    """
-
-    def __init__(self, program: libbpf.OwnedFd, maps: Iterable[libbpf.Map]) -> None:
-        self._program = program
-        self._maps = {bpf_map.name: bpf_map for bpf_map in maps}
-        self.program_id: int = libbpf.program_info(program).program_id
-
-    @classmethod
-    def open(cls, program_id: int) -> LoadedIngress:
-        """Open a program that someone, perhaps an earlier process of ours, has loaded.
-
-        Raises:
-            KernelError: there is none of that id, it is not ours, or it has another set of maps.
-        """
-        program = libbpf.program_fd_by_id(program_id)
-        maps: list[libbpf.Map] = []
-        try:
-            info = libbpf.program_info(program)
-            maps.extend(libbpf.Map.by_id(map_id) for map_id in info.map_ids)
-            names = {bpf_map.name for bpf_map in maps}
-            if info.name == abi.PROGRAM_NAME and names >= set(abi.MAP_NAMES):
-                return cls(program, maps)
-        except BaseException:
-            _close(program, maps)
-            raise
-        _close(program, maps)
-        raise KernelError(f"open bpf program {program_id}", "it is not ours, or of another version")
-
-    def close(self) -> None:
-        """Close all descriptors. A program that is attached nowhere ends with that."""
-        _close(self._program, self._maps.values())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def program_fd(self) -> int:
-        """Descriptor of the program, to attach it."""
-        return self._program.number
-
-    def map(self, name: str) -> libbpf.Map:
-        """One of `abi.MAP_NAMES`."""
-        return self._maps[name]
-
-    def bind_maps(self) -> None:
-        """Tie the maps that only user space uses to the life of the program."""
-        for bpf_map in self._maps.values():
-            libbpf.bind_map(self._program, bpf_map)
-
-    # --- what it is
-
-    def read_meta(self) -> ProgramMeta:
-        """What the program says of itself."""
-        raw = self._maps[abi.MAP_META].lookup(_META_KEY)
-        if raw is None or len(raw) < ctypes.sizeof(abi.ProgramMeta):
-            raise KernelError(f"read bpf program {self.program_id}", "its description is of another version")
-        meta = abi.ProgramMeta.from_buffer_copy(raw)
-        return ProgramMeta(
-            abi_version=meta.abi_version,
-            fwmark_mask=meta.fwmark_mask,
-            capacities=Capacities(networks=meta.networks_capacity, counters=meta.counters_capacity),
-            digest=bytes(meta.digest),
-        )
-
-    def write_meta(self, meta: ProgramMeta) -> None:
-        """Label the program; done once, before it is attached."""
-        raw = abi.ProgramMeta(
-            abi_version=meta.abi_version,
-            fwmark_mask=meta.fwmark_mask,
-            networks_capacity=meta.capacities.networks,
-            counters_capacity=meta.capacities.counters,
-            digest=(ctypes.c_uint8 * 32)(*meta.digest),
-        )
-        self._maps[abi.MAP_META].update({_META_KEY: bytes(raw)})
+    name = abi.PROGRAM_NAME
+    map_names = abi.MAP_NAMES
 
     # --- what it knows
 
@@ -203,7 +70,7 @@ class LoadedIngress:
         self._clear_counters(desired.slots - actual.slots)
         changes = [self._prefix_changes(table, actual, desired) for table in PrefixTable]
         changes_by_map = [change for by_version in changes for change in by_version]
-        networks = _Change.between(
+        networks = Change.between(
             self._maps[abi.MAP_NETWORKS], encode_networks(actual.networks), encode_networks(desired.networks)
         )
         for change in (*changes_by_map, networks):
@@ -216,11 +83,11 @@ class LoadedIngress:
 
     def _prefix_changes(
         self, table: PrefixTable, actual: IngressTables, desired: IngressTables
-    ) -> list[_Change]:
+    ) -> list[Change]:
         before = encode_prefixes(actual.prefixes[table])
         after = encode_prefixes(desired.prefixes[table])
         return [
-            _Change.between(self._trie(table, version), before[version], after[version]) for version in (4, 6)
+            Change.between(self._trie(table, version), before[version], after[version]) for version in (4, 6)
         ]
 
     # --- what it saw
@@ -271,16 +138,6 @@ class LoadedIngress:
                 if slot in slots and slot < carried.max_entries
             }
         )
-
-    def test_run(self, data: bytes, *, context: bytes = b"", repeat: int = 1) -> libbpf.TestRun:
-        """Run the program on a made-up packet (BPF_PROG_TEST_RUN)."""
-        return libbpf.program_test_run(self._program, data, context=context, repeat=repeat)
-
-
-def _close(program: libbpf.OwnedFd, maps: Iterable[libbpf.Map]) -> None:
-    for bpf_map in maps:
-        bpf_map.close()
-    program.close()
 
 
 def _decode_counters(raw: bytes) -> dict[Verdict, Counter]:

@@ -121,6 +121,11 @@ def render(fwmark_mask: int, capacities: Capacities, *, entry: Path | None = Non
     return Source(text=text, digest=hashlib.sha256(text.encode()).digest())
 
 
-def desired_digest(fwmark_mask: int, capacities: Capacities) -> bytes:
+def steering_entry() -> Path:
+    """The main file of the egress program."""
+    return bpf_directory() / "steering.bpf.c"
+
+
+def desired_digest(fwmark_mask: int, capacities: Capacities, *, entry: Path | None = None) -> bytes:
     """Digest of the program that would be compiled now: equal to a loaded one's if that one is current."""
-    return render(fwmark_mask, capacities).digest
+    return render(fwmark_mask, capacities, entry=entry).digest

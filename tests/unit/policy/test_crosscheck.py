@@ -222,8 +222,6 @@ def test_rule_priorities(priority: int) -> None:
 USES: dict[tuple[str, bool], tuple[dict[str, Any], dict[str, Any]]] = {
     ("vrf", True): ({"vrf": {"name": "red", "table": 7}}, {}),
     ("isolate_clients", True): ({"isolate_clients": True}, {}),
-    ("steering", True): ({"steering": "direct"}, {}),
-    ("steering", False): ({}, {"steering": "direct"}),
     ("egress", False): ({}, {"egress": [{"network": "n0", "sources": ["10.0.0.0/8"]}]}),
 }
 
@@ -247,6 +245,43 @@ def test_supported_values_of_the_same_keys() -> None:
         probes=[],
     )
     assert list(unsupported(Readable.of(quiet))) == []
+
+
+GATEWAY = {"vips": ["192.0.2.0/24"], "gateway": "192.0.2.1"}
+
+
+@pytest.mark.parametrize(
+    ("network", "top", "path"),
+    [
+        ({"track": "last"}, {"steering": "direct"}, ("networks", 0, "track")),
+        ({"steering": "direct", "mark": 0x10000}, {}, ("networks", 0, "mark")),
+        ({"steering": "direct", "table": 100}, {}, ("networks", 0, "table")),
+        ({"steering": "direct", "return_path": "none"}, {}, ("networks", 0, "return_path")),
+        ({"steering": "direct"}, {"backend": "nft"}, ("backend",)),
+    ],
+)
+def test_what_direct_steering_cannot_do(
+    network: dict[str, Any], top: dict[str, Any], path: PolicyPath
+) -> None:
+    (problem,) = check_policy(policy(GATEWAY | network, **top))
+    assert problem.path == path
+    assert "direct" in problem.message
+    assert problem.hint
+    by_rules = {"steering": "rules"} if "return_path" not in network else {"steering": None}
+    assert paths(policy(GATEWAY | network | by_rules, **top)) == []
+
+
+@pytest.mark.parametrize("wish", ["conntrack", "source", None])
+def test_direct_steering_serves_every_return_path(wish: str | None) -> None:
+    network = GATEWAY | {"steering": "direct"} | ({"return_path": wish} if wish else {})
+    assert paths(policy(network)) == []
+    assert paths(policy({"return_path": "none"} | GATEWAY, steering="direct")) == []
+
+
+def test_direct_networks_take_no_room_of_the_mask() -> None:
+    networks = [{"vips": [f"10.0.{i}.0/24"], "gateway": f"10.0.{i}.1"} for i in range(9)]
+    assert paths(policy(*networks, marks={"mask": 0x300})) == [("marks",)]
+    assert paths(policy(*networks, marks={"mask": 0x300}, steering="direct")) == []
 
 
 def test_largest_policy_has_no_problems() -> None:

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`steering: direct`: answers are sent to their network as they leave, by the VIP that is their source.
+
+It serves what reaches the egress of a device that main's default routes leave by. What cannot be served is said
+here, with its place in the policy, rather than left to be found by packets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from datapath.compiler.context import Context, NetworkContext, Treatment
+from datapath.errors import PolicyPath, Problem
+from datapath.facts import LinkFacts
+from datapath.plan.ingress import IpNetwork
+from datapath.plan.model import Note, NoteLevel
+from datapath.plan.steering import SteeredNetwork, SteeringProgram
+
+#: No router takes these: they are meant for the link that they leave by.
+_LINK_ONLY: tuple[IpNetwork, ...] = (
+    IPv4Network("169.254.0.0/16"),
+    IPv4Network("224.0.0.0/4"),
+    IPv4Network("255.255.255.255/32"),
+    IPv6Network("fe80::/10"),
+    IPv6Network("ff00::/8"),
+)
+#: A packet that such a device sends shows up once more at the egress of the device below, without a tag.
+_STACKED_KINDS = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap"})
+_USE_RULES = "use `steering: rules` for this network"
+
+
+def emit_steering(context: Context) -> SteeringProgram:
+    """The egress program's input, sorted by slot; networks without `steering: direct` are not in it."""
+    networks = [network for network in context.networks if network.is_direct]
+    if not networks or context.facts.ebpf_refused:
+        return SteeringProgram()
+    steered = tuple(sorted(map(_network, networks), key=lambda network: network.slot))
+    return SteeringProgram(_devices(context), steered, _passed(context))
+
+
+def _network(network: NetworkContext) -> SteeredNetwork:
+    families = tuple(network.families(Treatment.DIRECT))
+    return SteeredNetwork(
+        name=network.name,
+        slot=network.ids.slot,
+        device=network.device,
+        vips=tuple(vip for family in families for vip in network.vip_prefixes(family)),
+        gateways=tuple(address for address in network.network.gateway if address.version in families),
+        on_link=tuple(prefix for prefix in network.network.effective_on_link if prefix.version in families),
+    )
+
+
+def _devices(context: Context) -> tuple[str, ...]:
+    """Of every default route, whatever its metric: when one goes, the next takes over and has the program already."""
+    families = {family for network in context.networks for family in network.families(Treatment.DIRECT)}
+    return tuple(
+        sorted({name for family in families for name in context.facts.default_devices.get(family, ())})
+    )
+
+
+def _links(context: Context) -> list[LinkFacts]:
+    devices = _devices(context)
+    return [link for link in context.facts.links if link.name in devices]
+
+
+def _subnets(links: list[LinkFacts]) -> Iterator[tuple[str, IpNetwork]]:
+    for link in links:
+        for address in link.addresses:
+            if not address.is_link_local:
+                yield link.name, ip_network(address.network)
+
+
+def _passed(context: Context) -> tuple[IpNetwork, ...]:
+    """Who asks from inside is answered inside: pods, services, and whatever is on the link of these devices."""
+    inside = {*_LINK_ONLY, *context.policy.node.internal}
+    inside |= {subnet for _, subnet in _subnets(_links(context))}
+    return tuple(sorted(inside, key=lambda p: (p.version, int(p.network_address), p.prefixlen)))
+
+
+def find_refusals(context: Context) -> tuple[Problem, ...]:
+    """What this host, as it is now, keeps `steering: direct` from serving."""
+    return tuple(problem for network in context.networks for problem in _network_refusals(context, network))
+
+
+def _network_refusals(context: Context, network: NetworkContext) -> Iterator[Problem]:
+    if not network.is_direct:
+        return
+    path: PolicyPath = ("networks", network.position)
+    if context.facts.ebpf_refused:
+        yield Problem(
+            path,
+            f"`steering: direct` needs eBPF, and this host cannot load it: {context.facts.ebpf_refused}",
+            _USE_RULES,
+        )
+        return
+    for family in network.families(Treatment.DIRECT):
+        devices = context.facts.default_devices.get(family, ())
+        if not devices:
+            yield Problem(
+                (*path, "gateway"),
+                f"`steering: direct` sends answers off the way of the IPv{family} default route of the main table,"
+                " and there is none",
+                f"add a default route, or {_USE_RULES}",
+            )
+        if network.device in devices:
+            yield Problem(
+                path,
+                f"`steering: direct` on {network.device}, which the IPv{family} default route leaves by itself",
+                _USE_RULES,
+            )
+    yield from _overlaps(context, network, path)
+    yield from _device_refusals(context, network, path)
+
+
+def _overlaps(context: Context, network: NetworkContext, path: PolicyPath) -> Iterator[Problem]:
+    """The kernel looks for such a client on the default device's own link, where no program can help."""
+    key = "on_link" if network.network.on_link else "vips"
+    families = set(network.families(Treatment.DIRECT))
+    for device, subnet in _subnets(_links(context)):
+        for prefix in network.network.effective_on_link:
+            if prefix.version in families and prefix.overlaps(subnet):
+                yield Problem(
+                    (*path, key),
+                    f"clients in {prefix} cannot be told from neighbours of {device} ({subnet}), which the default"
+                    " route leaves by: `steering: direct` never sees their answers",
+                    _USE_RULES,
+                )
+
+
+def _device_refusals(context: Context, network: NetworkContext, path: PolicyPath) -> Iterator[Problem]:
+    own = network.link
+    if own is not None and own.kind in _STACKED_KINDS and own.parent in _devices(context):
+        yield Problem(
+            path,
+            f"`steering: direct` by {own.name}: its packets pass {own.parent} again, where they would be steered"
+            " once more",
+            _USE_RULES,
+        )
+    mtu = _mtu(context, network)
+    for link in _links(context):
+        if 0 < mtu < link.mtu:
+            yield Problem(
+                path,
+                f"answers are made for the MTU of {link.name} ({link.mtu}) and would have to fit {network.device}"
+                f" ({mtu}): with `steering: direct` nobody tells the sender",
+                f"raise the MTU of {network.device}, or {_USE_RULES}",
+            )
+
+
+def _mtu(context: Context, network: NetworkContext) -> int:
+    """Of the network's device; a VLAN device that is yet to be made gets its trunk's. 0 where nothing is known."""
+    if network.link is not None or network.network.vlan is None:
+        return network.link.mtu if network.link else 0
+    parent = network.network.vlan.parent
+    return next((link.mtu for link in context.facts.links if link.name == parent), 0)
+
+
+def steering_notes(context: Context, refusals: tuple[Problem, ...]) -> Iterator[Note]:
+    """What a reviewer should know about the networks that are steered directly."""
+    for problem in refusals:
+        yield Note(NoteLevel.WARNING, _element(context, problem), problem.message)
+    if not any(network.is_direct for network in context.networks):
+        return
+    for device, subnet in sorted(_subnets(_links(context)), key=str):
+        yield Note(
+            NoteLevel.INFO,
+            "steering",
+            f"direct: clients in {subnet} are answered on {device}, whatever way they came in; so is everybody to"
+            " whom main has a more specific route than its default one",
+        )
+
+
+def _element(context: Context, problem: Problem) -> str:
+    position = next(part for part in problem.path if isinstance(part, int))
+    return context.networks[position].origin
