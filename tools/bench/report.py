@@ -191,7 +191,7 @@ def as_text(result: dict[str, Any]) -> str:
     parts = [table.text() for name in wanted for table in found[name]]
     parts += [f"no figure: {line}" for line in problems(result)]
     # A single part says nothing about most targets.
-    goals = targets.table(result, with_unknown=len(wanted) > 1)
+    goals = targets.table(result, with_unknown={"forwarding", "control"} <= found.keys())
     return "\n".join([*parts, "", goals.text()] if goals.rows else parts)
 
 
