@@ -51,13 +51,18 @@ enum other_check {
 enum source_check {
 	SOURCE_CHECK_OFF,
 	SOURCE_CHECK_COMMON, /* only the rules of slot 0 */
-	SOURCE_CHECK_OWN,    /* those and the network's own */
+	SOURCE_CHECK_EXCEPT, /* the network's own only allow: they are asked where those of slot 0 deny */
+	SOURCE_CHECK_OWN,    /* both */
 };
 
 enum source_action {
 	SOURCE_ALLOW = 1,
 	SOURCE_DENY = 2,
 };
+
+/* Bits of `struct network.feasible_everywhere`. */
+#define FEASIBLE_EVERYWHERE4 1
+#define FEASIBLE_EVERYWHERE6 2
 
 /* Where a network's packets are first seen. */
 struct network_key {
@@ -74,7 +79,8 @@ struct network {
 	__u8 other_check;
 	__u8 check_martians;
 	__u8 source_check;
-	__u8 reserved[2];
+	__u8 feasible_everywhere; /* FEASIBLE_EVERYWHERE4 and 6: its table has a default route, no prefix need be asked */
+	__u8 reserved;
 };
 
 struct counter {

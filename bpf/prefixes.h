@@ -40,13 +40,15 @@ static __always_inline const struct prefix_value *find_source(__u32 slot, const 
 static __always_inline _Bool is_spoofed(const struct network *network, const struct ip_packet *packet)
 {
 	const struct prefix_value *common = find_source(SLOT_NONE, packet);
-	const struct prefix_value *own = 0;
+	_Bool denied = common && common->action == SOURCE_DENY;
+	const struct prefix_value *own;
 
-	if (network->source_check == SOURCE_CHECK_OWN)
-		own = find_source(network->slot, packet);
+	if (network->source_check == SOURCE_CHECK_COMMON || (network->source_check == SOURCE_CHECK_EXCEPT && !denied))
+		return denied;
+	own = find_source(network->slot, packet);
 	if (own && (!common || own->length >= common->length))
 		return own->action == SOURCE_DENY;
-	return common && common->action == SOURCE_DENY;
+	return denied;
 }
 
 static __always_inline _Bool is_vip(const struct network *network, const struct ip_packet *packet)
@@ -61,9 +63,12 @@ static __always_inline _Bool is_vip(const struct network *network, const struct 
 
 static __always_inline _Bool is_feasible(const struct network *network, const struct ip_packet *packet)
 {
+	__u8 everywhere = packet->version == 4 ? FEASIBLE_EVERYWHERE4 : FEASIBLE_EVERYWHERE6;
 	struct prefix4_key key4 = prefix4(network->slot, packet->source);
 	struct prefix6_key key6 = prefix6(network->slot, packet->source);
 
+	if (network->feasible_everywhere & everywhere)
+		return 1;
 	if (packet->version == 4)
 		return dp_feasible4.lookup(&key4) != 0;
 	return dp_feasible6.lookup(&key6) != 0;

@@ -110,7 +110,7 @@ class TestMismatchCannotBeLoaded:
     @pytest.mark.parametrize(
         ("before", "after", "named"),
         [
-            ("#define ABI_VERSION 2", "#define ABI_VERSION 99", "ABI_VERSION is"),
+            ("#define ABI_VERSION 3", "#define ABI_VERSION 99", "ABI_VERSION is"),
             (
                 "\tVERDICT_MARTIAN,\n\tVERDICT_SPOOFED,",
                 "\tVERDICT_SPOOFED,\n\tVERDICT_MARTIAN,",

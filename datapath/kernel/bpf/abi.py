@@ -59,6 +59,8 @@ DROP_BUFFER_PAGES: Final = 16
 
 VIP_CHECK_CODES: Final = {VipCheck.OFF: 0, VipCheck.FEASIBLE: 1, VipCheck.STRICT: 2}
 OTHER_CHECK_CODES: Final = {OtherCheck.OFF: 0, OtherCheck.LOOSE: 1, OtherCheck.STRICT: 2}
+#: Bits by IP version.
+FEASIBLE_EVERYWHERE: Final = {4: 1, 6: 2}
 SOURCE_ACTION_CODES: Final = {SourceAction.ALLOW: 1, SourceAction.DENY: 2}
 
 
@@ -67,7 +69,8 @@ class SourceCheck(enum.IntEnum):
 
     OFF = 0
     COMMON = 1
-    OWN = 2
+    EXCEPT = 2
+    OWN = 3
 
 
 class NetworkKey(ctypes.Structure):
@@ -87,7 +90,8 @@ class Network(ctypes.Structure):
         ("other_check", ctypes.c_uint8),
         ("check_martians", ctypes.c_uint8),
         ("source_check", ctypes.c_uint8),
-        ("reserved", ctypes.c_uint8 * 2),
+        ("feasible_everywhere", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8),
     )
 
 
@@ -231,6 +235,7 @@ def constants() -> dict[str, int]:
         "VERDICT_COUNT": len(Verdict),
         **{f"VERDICT_{verdict.name}": int(verdict) for verdict in Verdict},
         **{f"VIP_CHECK_{check.name}": code for check, code in VIP_CHECK_CODES.items()},
+        **{f"FEASIBLE_EVERYWHERE{version}": bit for version, bit in FEASIBLE_EVERYWHERE.items()},
         **{f"SOURCE_CHECK_{check.name}": int(check) for check in SourceCheck},
         **{f"SOURCE_{action.name}": code for action, code in SOURCE_ACTION_CODES.items()},
         **{f"OTHER_CHECK_{check.name}": code for check, code in OTHER_CHECK_CODES.items()},

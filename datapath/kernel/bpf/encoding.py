@@ -34,6 +34,7 @@ def encode_networks(networks: Mapping[PointKey, NetworkEntry]) -> Elements:
                 other_check=abi.OTHER_CHECK_CODES[entry.other_check],
                 check_martians=entry.check_martians,
                 source_check=entry.source_check,
+                feasible_everywhere=sum(abi.FEASIBLE_EVERYWHERE[v] for v in entry.feasible_everywhere),
             )
         )
         for key, entry in networks.items()
@@ -58,6 +59,9 @@ def decode_networks(elements: Mapping[bytes, bytes]) -> dict[PointKey, NetworkEn
             other_check=_OTHER_CHECKS[entry.other_check],
             check_martians=bool(entry.check_martians),
             source_check=abi.SourceCheck(entry.source_check),
+            feasible_everywhere=frozenset(
+                version for version, bit in abi.FEASIBLE_EVERYWHERE.items() if entry.feasible_everywhere & bit
+            ),
         )
     return networks
 

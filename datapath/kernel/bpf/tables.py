@@ -43,7 +43,11 @@ class PointKey:
 
 @dataclass(frozen=True, slots=True)
 class NetworkEntry:
-    """What the program knows of the network behind a point."""
+    """What the program knows of the network behind a point.
+
+    Attributes:
+        feasible_everywhere: IP versions in which every source is feasible; no prefixes are kept for them.
+    """
 
     slot: int
     fwmark: int
@@ -52,6 +56,7 @@ class NetworkEntry:
     other_check: OtherCheck = OtherCheck.OFF
     check_martians: bool = False
     source_check: SourceCheck = SourceCheck.OFF
+    feasible_everywhere: frozenset[int] = frozenset()
 
     @property
     def is_checked(self) -> bool:
@@ -117,7 +122,17 @@ def _ifindex(ifname: str, ifindexes: Mapping[str, int]) -> int:
 def _source_check(network: IngressNetwork) -> SourceCheck:
     if not network.check_sources:
         return SourceCheck.OFF
-    return SourceCheck.OWN if network.sources else SourceCheck.COMMON
+    if not network.sources:
+        return SourceCheck.COMMON
+    denies = any(rule.action is SourceAction.DENY for rule in network.sources)
+    return SourceCheck.OWN if denies else SourceCheck.EXCEPT
+
+
+def _feasible_everywhere(network: IngressNetwork) -> frozenset[int]:
+    """Nearly every network has a default gateway: that saves a look-up a packet."""
+    if network.vip_check is VipCheck.OFF:
+        return frozenset()
+    return frozenset(prefix.version for prefix in network.feasible if prefix.prefixlen == 0)
 
 
 def _entry(network: IngressNetwork, ifindexes: Mapping[str, int]) -> NetworkEntry:
@@ -129,6 +144,7 @@ def _entry(network: IngressNetwork, ifindexes: Mapping[str, int]) -> NetworkEntr
         other_check=network.other_check,
         check_martians=network.check_martians,
         source_check=_source_check(network),
+        feasible_everywhere=_feasible_everywhere(network),
     )
 
 
@@ -152,7 +168,14 @@ def _prefixes(desired: IngressProgram) -> dict[PrefixTable, Mapping[SlotPrefix, 
         if network.vip_check is not VipCheck.OFF or network.other_check is not OtherCheck.OFF:
             vips.update({(network.slot, prefix): SourceAction.ALLOW for prefix in network.vips})
         if network.vip_check is not VipCheck.OFF:
-            feasible.update({(network.slot, prefix): SourceAction.ALLOW for prefix in network.feasible})
+            everywhere = _feasible_everywhere(network)
+            feasible.update(
+                {
+                    (network.slot, prefix): SourceAction.ALLOW
+                    for prefix in network.feasible
+                    if prefix.version not in everywhere
+                }
+            )
     return {PrefixTable.SOURCES: sources, PrefixTable.VIPS: vips, PrefixTable.FEASIBLE: feasible}
 
 
