@@ -59,7 +59,7 @@ FULL: Final = Extent(
 )
 QUICK: Final = Extent(
     networks=(1, 1000),
-    control_networks=(1000,),
+    control_networks=(100,),
     repetitions=21,
     variants=("plain", "base", "base2", "classic-legacy", "ebpf-rules", "ebpf-direct"),
     profiles=("r", "n", "s", "u"),
