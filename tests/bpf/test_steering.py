@@ -166,10 +166,36 @@ def test_neighbours_of_the_excepted_prefixes_are_steered(steering: Steering) -> 
 
 
 def test_packet_that_is_on_its_network_already_passes(steering: Steering) -> None:
-    one = dataclasses.replace(PUBLIC, vips=(ip_network("192.0.2.0/24"),), gateways=PUBLIC.gateways[:1])
+    one = dataclasses.replace(PUBLIC, on_link=())
     with loaded(resolve_steering(dataclasses.replace(PROGRAM, networks=(one,)), {"vlan100": OUT})) as there:
         assert there.run(packet("192.0.2.10", "203.0.113.9")) is None
+        assert there.run(packet("2001:db8:100::10", "2001:db8:ffff::9")) is None
     assert steering.run(packet("192.0.2.10", "203.0.113.9")) is not None
+
+
+def test_single_addresses_are_told_from_their_neighbours(steering: Steering) -> None:
+    """As VIPs, as clients on the link, and as destinations that are left alone."""
+    single = SteeredNetwork(
+        "single",
+        1,
+        "vlan100",
+        tuple(map(ip_network, ("192.0.2.10", "2001:db8:100::10"))),
+        PUBLIC.gateways,
+        tuple(map(ip_network, ("198.51.100.2", "2001:db8:5::2"))),
+    )
+    passed = tuple(map(ip_network, ("203.0.113.2", "2001:db8:6::2")))
+    assert steering.loaded.program_id
+    with loaded(resolve_steering(SteeringProgram(("eth0",), (single,), passed), IFINDEXES)) as alone:
+        for vip, neighbour, client, other, left_alone, beside in (
+            ("192.0.2.10", "192.0.2.11", "198.51.100.2", "198.51.100.3", "203.0.113.2", "203.0.113.3"),
+            (*(f"2001:db8:{text}" for text in ("100::10", "100::11", "5::2", "5::3", "6::2", "6::3")),),
+        ):
+            gateway = next(g for g in PUBLIC.gateways if g.version == ip_address(vip).version)
+            assert alone.run(packet(neighbour, other)) is None
+            assert alone.run(packet(vip, client)) == Outcome(100, ip_address(client))
+            assert alone.run(packet(vip, other)) == Outcome(100, gateway)
+            assert alone.run(packet(vip, left_alone)) is None
+            assert alone.run(packet(vip, beside)) == Outcome(100, gateway)
 
 
 def test_tagged_packet_passes(steering: Steering) -> None:
@@ -208,6 +234,7 @@ def test_other_protocols_and_short_packets_pass(steering: Steering) -> None:
     assert steering.run(frame(ETH_P_ARP, arp)) is None
     as_ip = ipv4("192.0.2.10", "203.0.113.9")
     assert steering.run(frame(0x88B5, as_ip)) is None
+    assert steering.run(frame(0x88B5, ipv6("2001:db8:100::10", "2001:db8:ffff::9"))) is None
     assert steering.run(frame(0x88B5, as_ip[:4])) is None
 
 

@@ -32,7 +32,7 @@ def zygote(lab: Lab) -> Iterator[Zygote]:
         yield running
 
 
-@pytest.fixture(scope="module", params=["ebpf", "nft"])
+@pytest.fixture(scope="module", params=["ebpf", "nft", "direct"])
 def policies(
     request: pytest.FixtureRequest, lab: Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
@@ -43,10 +43,15 @@ def policies(
     folder = tmp_path_factory.mktemp("policies")
     whole = lab.policy()
     one, two = folder / "one.yaml", folder / "two.yaml"
-    backend = f"backend: {request.param}\nnetworks:"
+    direct = request.param == "direct"
+    backend = f"backend: {'ebpf' if direct else request.param}\nnetworks:"
     mask = "marks: {mask: 0x00000f00}\n" if request.param == "nft" else ""
     one.write_text(whole[: whole.rindex("  - name:")].replace("networks:", backend, 1))
-    two.write_text(whole.replace("networks:", mask + backend, 1) + "    strict_arp: true\n")
+    # From rules to direct steering: what answers take changes in the middle, and the old way goes completely.
+    steering = "steering: direct\n" if direct else ""
+    two.write_text(
+        steering.join(("", whole.replace("networks:", mask + backend, 1) + "    strict_arp: true\n"))
+    )
     return one, two
 
 

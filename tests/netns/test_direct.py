@@ -6,16 +6,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.netns.nodes import Node, node
 from tests.netns.test_apply import User
-from tools.lab import Backend, Lab, command
+from tools.lab import Backend, Lab, command, network
 from tools.lab.dump import difference
-from tools.lab.traffic import connect, datagrams
+from tools.lab.traffic import PingFlood, Transfer, connect, datagrams
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -155,11 +157,39 @@ def test_drift_is_named_and_healed(user: User, code: str, named: str) -> None:
     assert difference(settled, user.dump()) == ""
 
 
+@pytest.mark.slow
+def test_changes_of_direct_networks_lose_nothing(tmp_path: Path) -> None:
+    """Networks come and go beside one that stays, the program is replaced, and rules give way to it."""
+    with Lab(networks=[network(0), network(1)]) as lab:
+        whole = lab.policy(network_extra=DIRECT)
+        one = whole[: whole.rindex("  - name:")]
+        rules = lab.policy()
+        vips = lab.networks[0].vips
+        command.apply(lab, tmp_path, rules)
+        lab.by_gateway.reset()
+        with ExitStack() as stack:
+            floods = [
+                stack.enter_context(PingFlood(lab, client, vips[backend].get(version)))
+                for client, backend in (("client", Backend.LOCAL_POD), ("client_vlan", Backend.REMOTE_POD))
+                for version in (4, 6)
+            ]
+            transfer = stack.enter_context(Transfer(lab, "client", vips[Backend.HOST_VIP].v4))
+            for policy in (whole, one, whole, one):
+                before = transfer.turns
+                command.apply(lab, tmp_path, policy)
+                while transfer.turns == before and transfer.error is None:
+                    threading.Event().wait(0.02)
+        assert transfer.error is None
+        assert [(flood.error, flood.lost) for flood in floods] == [(None, set())] * 4
+        assert min(flood.sent for flood in floods) > 50
+        assert lab.by_gateway.wrong_way() == 0
+
+
 def test_connections_survive_a_change_to_direct_and_give_their_mark_back(tmp_path: Path) -> None:
     with Lab() as lab:
-        network = lab.networks[0]
+        public = lab.networks[0]
         command.apply(lab, tmp_path, lab.policy())
-        vip = network.vips[Backend.LOCAL_POD]
+        vip = public.vips[Backend.LOCAL_POD]
         with datagrams(lab, "client", vip.v4) as v4, datagrams(lab, "client", vip.v6) as v6:
             for sock in (v4, v6):
                 sock.send(b"before")
@@ -183,15 +213,15 @@ def test_connections_survive_a_change_to_direct_and_give_their_mark_back(tmp_pat
 def test_first_answer_waits_for_its_neighbour(tmp_path: Path, client: str, family: int) -> None:
     """The packet that has to wait leaves for the right next hop, too (docs/design/steering.md)."""
     with Lab() as lab:
-        network = lab.networks[0]
+        public = lab.networks[0]
         command.apply(lab, tmp_path, lab.policy(network_extra=DIRECT))
-        seen = lab.by_vlan[network.name]
+        seen = lab.by_vlan[public.name]
         for backend in (Backend.LOCAL_POD, Backend.HOST_VIP):
-            lab.node.run("ip", "neigh", "flush", "dev", network.device)
+            lab.node.run("ip", "neigh", "flush", "dev", public.device)
             seen.reset()
-            with connect(lab, client, network.vips[backend].get(family)):
+            with connect(lab, client, public.vips[backend].get(family)):
                 pass
-            macs = {s.mac for s in seen.read() if s.destination == str(network.clients[client].get(family))}
+            macs = {s.mac for s in seen.read() if s.destination == str(public.clients[client].get(family))}
             assert len(macs) == 1, f"{backend}: {macs}"
         assert lab.by_gateway.wrong_way() == 0
         status = json.loads(command.datapath(lab, tmp_path, "status", "--json").stdout)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 from datapath.kernel.bpf import attachments
 from datapath.plan.tc import Hook
 from tests.service.daemon import FIRST, SECOND, Daemon, Node, policy, wait_until
+from tools.lab.dump import tcx_programs
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -142,6 +144,41 @@ def test_program_drift_is_healed(served: Daemon, name: str) -> None:
 @pytest.mark.parametrize("served", ["tcx"], indirect=True)
 def test_tcx_drift_is_healed(served: Daemon, name: str) -> None:
     _heals(served, name, *TCX_DRIFTS[name])
+
+
+@pytest.fixture
+def steering(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that steers at the device of the default routes, which has still to come."""
+    node = Node(tmp_path)
+    node.add_device("up0")
+    node.add_device("up1")
+    node.policy.write_text("steering: direct\n" + policy(FIRST, backend="ebpf"))
+    with Daemon(node) as daemon:
+        yield daemon.started()
+    node.close()
+
+
+def _steers_at(node: Node) -> set[str]:
+    filters = "".join(
+        f"{name} egress: {node.ns.run('tc', 'filter', 'show', 'dev', name, 'egress')}"
+        for name in ("up0", "up1")
+        if "datapath" in node.ns.run("tc", "filter", "show", "dev", name, "egress")
+    )
+    return set(re.findall(r"(\w+) egress:", node.ns.call(tcx_programs) + filters))
+
+
+def test_egress_program_follows_the_default_routes_and_is_put_back(steering: Daemon) -> None:
+    node = steering.node
+    assert _steers_at(node) == set()
+    node.ns.ip(["-4 route add default dev up0", "-6 route add default dev up0"])
+    wait_until(lambda: _steers_at(node) == {"up0"}, "a default route came")
+    node.ns.ip(["-4 route add default dev up1 metric 9"])
+    wait_until(lambda: _steers_at(node) == {"up0", "up1"}, "a second one came")
+    node.ns.ip(["-4 route del default dev up0", "-6 route replace default dev up1"])
+    wait_until(lambda: _steers_at(node) == {"up1"}, "both moved")
+    detach = "from datapath.plan.tc import Direction as D; from datapath.kernel.bpf import attachments as a;"
+    node.ns.run(sys.executable, "-c", f"{detach} a.detach('up1', D.EGRESS, remove_clsact=False)")
+    wait_until(lambda: _steers_at(node) == {"up1"}, "detached, and put back")
 
 
 @pytest.mark.parametrize("served", ["nft"], indirect=True)
