@@ -92,26 +92,24 @@ def _ids_set(networks: list[NetworkContext]) -> NftMap:
 def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:
     ours = f"& {mask:#010x}"
     reply = NftRule("ct direction reply goto reply", "networks[*].return_path reply")
+    unmarked = f"meta mark set meta mark & {FULL & ~mask:#010x}"
     ingress = [
         NftRule(
-            f"ct direction original ct mark {ours} == 0 jump save",
+            f"ct direction reply {unmarked} goto reply", "networks[*].return_path reply that a VLAN brings"
+        ),
+        NftRule(
+            f"ct mark {ours} == 0 jump save",
             "networks[*].return_path request: save the network it came in by, also for flows older than this",
-        )
+        ),
     ]
     if follow:
         ingress.append(
             NftRule(
-                f"ct direction original ct mark {ours} != 0 meta mark {ours} vmap @{_FOLLOW}",
+                f"ct mark {ours} != 0 meta mark {ours} vmap @{_FOLLOW}",
                 "networks[*].track last: the connection moves to the network of its last request",
             )
         )
-    ingress += [
-        NftRule(
-            f"meta mark set meta mark & {FULL & ~mask:#010x}",
-            "networks[*].return_path request: routed as without the policy",
-        ),
-        reply,
-    ]
+    ingress.append(NftRule(unmarked, "networks[*].return_path request: routed as without the policy"))
     return [
         NftChain(
             "prerouting",

@@ -9,6 +9,8 @@ A block looks like this (priorities from the top; `d` is the depth of the tree):
                         leaves: `fwmark V/M lookup T`, up to four a node
                         end: a nop, the target of the guard
 
+Up to three networks are three leaves and nothing else: to jump over them would cost as much as to pass them by.
+
 Every leaf compares the whole mark, so the tree is only a short cut: a rule that is missing or extra for a
 moment costs time, never a wrong answer. That is why single leaves may come and go in place. A tree of
 another depth, or for another mask, is built in a bank of its own and the old bank is removed after.
@@ -117,7 +119,9 @@ def _source_rules(context: Context, family: Family, base: int) -> Iterator[FibRu
 
 
 def _tree_rules(tables: dict[int, int], tree: Tree, family: Family, mask: int) -> Iterator[FibRule]:
-    yield FibRule(family, tree.guard, RuleAction.GOTO, tree.end, fwmark=0, fwmask=mask)
+    if tree.depth:
+        yield FibRule(family, tree.guard, RuleAction.GOTO, tree.end, fwmark=0, fwmask=mask)
+        yield FibRule(family, tree.end, RuleAction.NOP)
     for level in range(tree.depth):
         shift = NODE_BITS * (tree.depth - level)
         digit_mask = deposit(((_FANOUT - 1) << shift) & capacity(mask), mask)
@@ -133,4 +137,3 @@ def _tree_rules(tables: dict[int, int], tree: Tree, family: Family, mask: int) -
     for index, table in tables.items():
         leaf = tree.node(tree.depth, index >> NODE_BITS)
         yield FibRule(family, leaf, RuleAction.LOOKUP, table, fwmark=deposit(index, mask), fwmask=mask)
-    yield FibRule(family, tree.end, RuleAction.NOP)

@@ -28,14 +28,14 @@ REPLY: Final = 1
 
 #: Class of packet -> chain that it enters, the packet, and the expressions that it costs.
 BUDGET: Final = {
-    "request of a new connection": ("prerouting", Packet(mark=OURS), 21),
-    "request of a known connection": ("prerouting", Packet(mark=OURS, ct_mark=OURS), 14),
+    "request of a new connection": ("prerouting", Packet(mark=OURS), 19),
+    "request of a known connection": ("prerouting", Packet(mark=OURS, ct_mark=OURS), 12),
     "reply": ("prerouting", Packet(ct_mark=OURS, direction=REPLY), 12),
     "reply of a local socket": ("output", Packet(ct_mark=OURS, direction=REPLY), 9),
     "not ours, original direction": ("prerouting", Packet(), 5),
     "not ours, reply": ("prerouting", Packet(direction=REPLY), 12),
     "not ours, sent by the node": ("output", Packet(), 2),
-    "new, beside a connection mark of others": ("prerouting", Packet(OURS, FOREIGN), 39),
+    "new, beside a connection mark of others": ("prerouting", Packet(OURS, FOREIGN), 37),
     "reply, beside a packet mark of others": ("prerouting", Packet(FOREIGN, OURS, REPLY), 37),
 }
 

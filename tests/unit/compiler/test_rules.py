@@ -27,6 +27,7 @@ BASE = 10000
 #: One guard, then at most four rules a level: three of them say no before the fourth says where to go.
 LEVELS = 6
 VISITED_MAX = 1 + 4 * LEVELS
+LEAVES_WITHOUT_GUARD = 3
 
 MASKS = st.sets(st.integers(0, 31), min_size=1, max_size=16).map(lambda bits: sum(1 << bit for bit in bits))
 INDEXES = st.one_of(st.integers(1, 20), st.integers(1, 300), st.integers(1, 4095))
@@ -73,8 +74,10 @@ def test_no_other_mark_finds_a_table(data: st.DataObject, mask: int) -> None:
     for family in Family:
         rules = RuleList.of(plan.rules, family)
         assert rules.look_up(mark)[0] == expected
-        # The guard and the end: what everybody else's packets pay.
-        assert rules.look_up(mark & ~mask) == (0, 2)
+        table, visited = rules.look_up(mark & ~mask)
+        assert table == 0
+        # The guard and the end, or up to three leaves: what everybody else's packets pay.
+        assert visited <= LEAVES_WITHOUT_GUARD
 
 
 @fast
@@ -99,9 +102,11 @@ def test_banks_and_depths_never_overlap(data: st.DataObject, mask: int, other: i
         indexes = data.draw(index_sets(bits))
         for bank in (0, 1):
             plan = compiled(bits, indexes, Facts(rule_bank=bank, fwmark_mask=bits))
-            guard = next(r for r in plan.rules if r.fwmask == bits and r.fwmark == 0)
-            assert guard.action is RuleAction.GOTO
-            spans.add((guard.priority, guard.target))
+            guards = [r for r in plan.rules if r.fwmask == bits and r.fwmark == 0]
+            assert all(guard.action is RuleAction.GOTO for guard in guards)
+            leaves = {r.priority for r in plan.rules if r.action is RuleAction.LOOKUP}
+            assert guards or len(leaves) == 1
+            spans |= {(guard.priority, guard.target) for guard in guards} or {(min(leaves), max(leaves))}
     for first, last in spans:
         assert [span for span in spans if span[0] <= last and first <= span[1]] == [(first, last)]
 
