@@ -61,8 +61,12 @@ def _no_policy(built: Ground) -> None:
 
 
 def _tracked(built: Ground) -> None:
-    """Connection tracking is in use; the chain that asks for it is one that no forwarded packet sees."""
     _no_policy(built)
+    _track(built)
+
+
+def _track(built: Ground) -> None:
+    """Connection tracking is in use; the chain that asks for it is one that no forwarded packet sees."""
     built.node.nft(
         "table inet base { chain output { type filter hook output priority 0; ct state invalid drop; }; }"
     )
@@ -128,12 +132,23 @@ table inet hand {{
     track_long(built)
 
 
-def _ours(backend: str, steering: str = "rules") -> Install:
+def _ours(backend: str) -> Install:
     def install(built: Ground) -> None:
         default_by(built, "default")
-        text = plan.policy(built.networks, backend=backend, steering=steering)
-        apply(built, text)
+        apply(built, plan.policy(built.networks, backend=backend))
         track_long(built)
+
+    return install
+
+
+def _direct(*, is_tracked: bool) -> Install:
+    """It needs no connection tracking, but the nodes that we compare with have it: kube-proxy asks for it."""
+
+    def install(built: Ground) -> None:
+        default_by(built, "default")
+        apply(built, plan.policy(built.networks, backend="ebpf", steering="direct"))
+        if is_tracked:
+            _track(built)
 
     return install
 
@@ -184,7 +199,13 @@ VARIANTS: Final = (
     Variant("hand-nft", "nft by hand: maps, fib, one ip rule each", _hand_written),
     Variant("ebpf-rules", "datapath, eBPF, steering: rules", _ours("ebpf")),
     Variant("nft-rules", "datapath, nft, steering: rules", _ours("nft")),
-    Variant("ebpf-direct", "datapath, eBPF, steering: direct", _ours("ebpf", "direct")),
+    Variant("ebpf-direct", "datapath, eBPF, steering: direct", _direct(is_tracked=True)),
+    Variant(
+        "untracked-direct",
+        "the same without connection tracking",
+        _direct(is_tracked=False),
+        is_tracked=False,
+    ),
 )
 
 
