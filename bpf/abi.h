@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* To be raised with every change of this file: a program of another version is replaced, never updated. */
-#define ABI_VERSION 3
+#define ABI_VERSION 4
 
 /* Slot 0 belongs to no network: it holds the source rules of all, and counts what is dropped before one is known. */
 #define SLOT_NONE 0
@@ -121,18 +121,25 @@ struct vip6_key {
 	__be32 address[4];
 };
 
+/* Of `on_link` the first prefix lies here; dp_targets is asked only if there are more. None: 0, mask all ones. */
 struct steered_network4 {
 	__u32 ifindex;
 	__be32 gateway;
+	__be32 link;
+	__be32 link_mask;
 	__u16 slot;
-	__u8 reserved[2];
+	__u8 more_links;
+	__u8 reserved;
 };
 
 struct steered_network6 {
 	__u32 ifindex;
 	__be32 gateway[4];
+	__be32 link[4];
+	__be32 link_mask[4];
 	__u16 slot;
-	__u8 reserved[2];
+	__u8 more_links;
+	__u8 reserved;
 };
 
 /* What the longest match says. `length` is that of the address part: two lists are compared by it. */

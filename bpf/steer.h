@@ -45,7 +45,7 @@ static __always_inline struct steered_network6 *find_network6(const struct addre
 	return dp_replies6.lookup(&key);
 }
 
-/* Slot 0: destinations that are never steered. Of a network: those that are on its link. */
+/* Slot 0: destinations that are never steered. Of a network: those on its link, but for its first prefix. */
 static __always_inline _Bool is_target4(__u32 slot, const struct addresses4 *addresses)
 {
 	struct prefix4_key key = {
@@ -63,6 +63,26 @@ static __always_inline _Bool is_target6(__u32 slot, const struct addresses6 *add
 
 	__builtin_memcpy(key.address, addresses->destination, sizeof(key.address));
 	return dp_targets6.lookup(&key) != 0;
+}
+
+static __always_inline _Bool is_on_link4(const struct steered_network4 *network, const struct addresses4 *addresses)
+{
+	if (!((addresses->destination ^ network->link) & network->link_mask))
+		return 1;
+	return network->more_links && is_target4(network->slot, addresses);
+}
+
+static __always_inline _Bool is_on_link6(const struct steered_network6 *network, const struct addresses6 *addresses)
+{
+	__be32 differs = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		differs |= (addresses->destination[i] ^ network->link[i]) & network->link_mask[i];
+	if (!differs)
+		return 1;
+	return network->more_links && is_target6(network->slot, addresses);
 }
 
 /*
@@ -88,7 +108,7 @@ static __always_inline int redirect4(struct __sk_buff *skb, const struct steered
 	struct bpf_redir_neigh next_hop = { .nh_family = AF_INET_NUMBER, .ipv4_nh = network->gateway };
 
 	drop_route(skb);
-	if (is_target4(network->slot, addresses))
+	if (is_on_link4(network, addresses))
 		next_hop.ipv4_nh = addresses->destination;
 	return REDIRECT_NEIGH(network->ifindex, &next_hop, sizeof(next_hop), 0);
 }
@@ -98,7 +118,7 @@ static __always_inline int redirect6(struct __sk_buff *skb, const struct steered
 	struct bpf_redir_neigh next_hop = { .nh_family = AF_INET6_NUMBER };
 
 	drop_route(skb);
-	if (is_target6(network->slot, addresses))
+	if (is_on_link6(network, addresses))
 		__builtin_memcpy(next_hop.ipv6_nh, addresses->destination, sizeof(next_hop.ipv6_nh));
 	else
 		__builtin_memcpy(next_hop.ipv6_nh, network->gateway, sizeof(next_hop.ipv6_nh));

@@ -13,7 +13,7 @@ from typing import Final
 
 from datapath.plan.ingress import OtherCheck, SourceAction, Verdict, VipCheck
 
-ABI_VERSION: Final = 3
+ABI_VERSION: Final = 4
 SLOT_NONE: Final = 0
 VLAN_PROTO_GUARD: Final = 0xFFFF
 SLOT_BITS: Final = 32
@@ -133,8 +133,11 @@ class SteeredNetwork4(ctypes.Structure):
     _fields_ = (
         ("ifindex", ctypes.c_uint32),
         ("gateway", ctypes.c_uint8 * 4),
+        ("link", ctypes.c_uint8 * 4),
+        ("link_mask", ctypes.c_uint8 * 4),
         ("slot", ctypes.c_uint16),
-        ("reserved", ctypes.c_uint8 * 2),
+        ("more_links", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8),
     )
 
 
@@ -144,8 +147,11 @@ class SteeredNetwork6(ctypes.Structure):
     _fields_ = (
         ("ifindex", ctypes.c_uint32),
         ("gateway", ctypes.c_uint8 * 16),
+        ("link", ctypes.c_uint8 * 16),
+        ("link_mask", ctypes.c_uint8 * 16),
         ("slot", ctypes.c_uint16),
-        ("reserved", ctypes.c_uint8 * 2),
+        ("more_links", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8),
     )
 
 

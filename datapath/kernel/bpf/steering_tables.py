@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from datapath.errors import KernelError
@@ -25,11 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Where answers go whose source is a VIP."""
+    """Where answers go whose source is a VIP.
+
+    Attributes:
+        link: the first prefix that is on the link; the program compares it by itself.
+        more_links: there are others, among the targets of the slot.
+    """
 
     slot: int
     ifindex: int
     gateway: IPv4Address | IPv6Address
+    link: IpNetwork | None = None
+    more_links: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class SteeringTables:
 
     Attributes:
         replies: by VIP.
-        targets: destinations on the link of a network, by slot; in slot 0 those that are never steered.
+        targets: destinations on the link of a network, by slot, but the first; in slot 0 those that are never steered.
     """
 
     replies: Mapping[IpNetwork, Way] = field(default_factory=dict)
@@ -73,11 +80,21 @@ def resolve_steering(desired: SteeringProgram, ifindexes: Mapping[str, int]) -> 
                 f"there is no device {network.device}",
                 errno=errno.ENODEV,
             )
+        links = {
+            version: [prefix for prefix in network.on_link if prefix.version == version] for version in (4, 6)
+        }
         for vip in network.vips:
             if vip in replies:
                 raise ValueError(f"{network.name}: another network has the VIP {vip}")
-            replies[vip] = Way(network.slot, ifindexes[network.device], network.gateway(vip.version))
-        targets |= {(network.slot, prefix) for prefix in network.on_link}
+            on_link = links[vip.version]
+            replies[vip] = Way(
+                network.slot,
+                ifindexes[network.device],
+                network.gateway(vip.version),
+                on_link[0] if on_link else None,
+                len(on_link) > 1,
+            )
+        targets |= {(network.slot, prefix) for found in links.values() for prefix in found[1:]}
     return SteeringTables(replies, frozenset(targets))
 
 
@@ -88,10 +105,19 @@ def encode_replies(replies: Mapping[IpNetwork, Way]) -> dict[int, Elements]:
         key_type, value_type = (
             (abi.Vip4Key, abi.SteeredNetwork4) if vip.version == 4 else (abi.Vip6Key, abi.SteeredNetwork6)
         )
-        address, gateway = vip.network_address.packed, way.gateway.packed
-        key = key_type(prefix_length=vip.prefixlen, address=(ctypes.c_uint8 * len(address))(*address))
+        size = len(vip.network_address.packed)
+        array = ctypes.c_uint8 * size
+        link = (bytes(size), b"\xff" * size)
+        if way.link is not None:
+            link = (way.link.network_address.packed, way.link.netmask.packed)
+        key = key_type(prefix_length=vip.prefixlen, address=array(*vip.network_address.packed))
         value = value_type(
-            ifindex=way.ifindex, gateway=(ctypes.c_uint8 * len(gateway))(*gateway), slot=way.slot
+            ifindex=way.ifindex,
+            gateway=array(*way.gateway.packed),
+            link=array(*link[0]),
+            link_mask=array(*link[1]),
+            slot=way.slot,
+            more_links=way.more_links,
         )
         elements[vip.version][bytes(key)] = bytes(value)
     return elements
@@ -102,13 +128,20 @@ def decode_replies(elements: Mapping[int, Elements]) -> dict[IpNetwork, Way]:
     replies: dict[IpNetwork, Way] = {}
     for raw_key, raw in elements[4].items():
         key, value = abi.Vip4Key.from_buffer_copy(raw_key), abi.SteeredNetwork4.from_buffer_copy(raw)
-        way = Way(value.slot, value.ifindex, ip_address(bytes(value.gateway)))
+        way = _way(value)
         replies[IPv4Network((bytes(key.address), key.prefix_length))] = way
     for raw_key, raw in elements[6].items():
         key6, value6 = abi.Vip6Key.from_buffer_copy(raw_key), abi.SteeredNetwork6.from_buffer_copy(raw)
-        way = Way(value6.slot, value6.ifindex, ip_address(bytes(value6.gateway)))
+        way = _way(value6)
         replies[IPv6Network((bytes(key6.address), key6.prefix_length))] = way
     return replies
+
+
+def _way(value: abi.SteeredNetwork4 | abi.SteeredNetwork6) -> Way:
+    address, mask = bytes(value.link), bytes(value.link_mask)
+    length = int.from_bytes(mask, "big").bit_count()
+    link = ip_network((address, length)) if any(address) or length < 8 * len(mask) else None
+    return Way(value.slot, value.ifindex, ip_address(bytes(value.gateway)), link, bool(value.more_links))
 
 
 def encode_targets(targets: frozenset[SlotPrefix]) -> dict[int, Elements]:
