@@ -71,6 +71,13 @@ def module_node() -> Iterator[str]:
         yield name
 
 
+@pytest.fixture
+def exit_stack() -> Iterator[contextlib.ExitStack]:
+    """What the test enters is left when it ends."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 class Wire:
     """The far end of the node's devices."""
 
