@@ -216,7 +216,9 @@ class Controller:
         plan = compile_located(loaded, facts, refuse=not self._wait_for_devices)
         actual = observe(plan, state)
         _refuse_conflicts(actual, carried_plan(plan, actual.links) if self._wait_for_devices else plan)
-        changes = reconcile(actual, plan, state.record, forget=_forget(plan, facts), unmark=_unmark(plan, facts))
+        changes = reconcile(
+            actual, plan, state.record, forget=_forget(plan, facts), unmark=_unmark(plan, facts)
+        )
         if changes.waiting and not self._wait_for_devices:
             raise ConflictError(
                 f"devices are down or cannot be made yet: {', '.join(sorted(changes.waiting))}",

@@ -78,7 +78,8 @@ def _not_provided(imports: dict[str, str], distributions: frozenset[str], module
     return [
         f"{where}: {module}"
         for module, where in imports.items()
-        if module not in modules and not distributions & {_normalised(name) for name in known.get(module, (module,))}
+        if module not in modules
+        and not distributions & {_normalised(name) for name in known.get(module, (module,))}
     ]
 
 
