@@ -48,17 +48,6 @@ table netdev probe {
 """
 
 
-NFT_LOW = """
-table netdev probe {
-  chain seen {
-    type filter hook ingress device trunk0 priority 0;
-    vlan id 100 meta mark & 0xff00 == 0x100 counter comment "vlan"
-    vlan id 100 meta mark & 0xff00 == 0 counter comment "none"
-  }
-}
-"""
-
-
 @pytest.fixture(
     params=[
         pytest.param(Hook.TCX, marks=pytest.mark.kernel_feature("tcx")),
@@ -198,140 +187,20 @@ def test_detach_leaves_everything_as_it_was(hook: Hook) -> None:
     assert not _is_loaded(program_id)
 
 
-@pytest.mark.usefixtures("wire")
-def test_clsact_stays_when_someone_uses_it_or_we_did_not_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, Hook.CLSACT)
-    assert _apply(_program(VLAN, OTHER_DEVICE)) == {"trunk0": True, "trunk1": True}
-    _add_classic("trunk0", "egress", priority=9)
-    assert bpf.detach("trunk0", remove_clsact=True)
-    assert bpf.detach("trunk1", remove_clsact=False)
-    assert bpf.observe_ingress().clsact == {"trunk0", "trunk1"}
-    assert not bpf.detach("trunk1", remove_clsact=True)
-    assert bpf.observe_ingress().clsact == {"trunk0"}
-
-
 def test_classic_ingress_qdisc_of_someone_else_is_used_and_kept(wire: Wire) -> None:
     run("tc", "qdisc", "add", "dev", "trunk0", "ingress")
-    assert _apply(_program(VLAN)) == {"trunk0": False}
-    wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
-    assert _packets(1) == 1
+    assert apply(program(VLAN)) == {"trunk0": False}
+    wire.send(tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
+    assert packets(1) == 1
     before = run("tc", "qdisc", "show", "dev", "trunk0")
     assert bpf.detach("trunk0", remove_clsact=False)
     assert run("tc", "qdisc", "show", "dev", "trunk0") == before
 
 
 @pytest.mark.usefixtures("wire")
-def test_filter_of_someone_else_in_our_place_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, Hook.CLSACT)
-    run("tc", "qdisc", "add", "dev", "trunk0", "clsact")
-    _add_classic("trunk0", "ingress", priority=tc.TC_PRIORITY)
-    before = _dump("trunk0")
-    state = bpf.observe_ingress()
-    assert [name for name, _ in state.conflicts] == ["trunk0"]
-    assert bpf.compare_ingress(_program(VLAN), state).conflicts == state.conflicts
-    with bpf.load_ingress(_program(VLAN)) as loaded, pytest.raises(ConflictError, match="0x6470"):
-        bpf.attach(loaded, "trunk0")
-    assert not bpf.detach("trunk0", remove_clsact=True)
-    assert _dump("trunk0") == before
-
-
-@pytest.mark.kernel_feature("tcx")
-@pytest.mark.usefixtures("wire")
-def test_filter_of_someone_else_is_none_of_our_business_with_tcx(monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, Hook.TCX)
-    run("tc", "qdisc", "add", "dev", "trunk0", "clsact")
-    _add_classic("trunk0", "ingress", priority=tc.TC_PRIORITY)
-    before = _dump("trunk0")
-    assert _apply(_program(VLAN)) == {"trunk0": False}
-    assert bpf.observe_ingress().conflicts == ()
-    _apply(_program())
-    assert _dump("trunk0") == before
-
-
-@pytest.mark.vm
-@pytest.mark.kernel_feature("tcx")
-@pytest.mark.parametrize("reverse", [False, True], ids=["to tcx", "to clsact"])
-def test_migration_keeps_program_and_counts_and_no_packet_is_unmarked(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch, reverse: bool
-) -> None:
-    subprocess.run(["nft", "-f", "-"], input=NFT_LOW, text=True, check=True)
-    first, then = (Hook.TCX, Hook.CLSACT) if reverse else (Hook.CLSACT, Hook.TCX)
-    _use(monkeypatch, first)
-    _apply(_program(VLAN))
-    wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)), times=3)
-    (program_id,) = bpf.observe_ingress().programs
-    _use(monkeypatch, then)
-    assert (state := bpf.observe_ingress()).surplus == {"trunk0"}
-    assert bpf.compare_ingress(_program(VLAN), state) == bpf.IngressDiff(attach=("trunk0",))
-    sent = 0
-
-    def send(_: str) -> None:
-        nonlocal sent
-        sent += 1
-        wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
-
-    with points.listening(send):  # between any two steps
-        _apply(_program(VLAN))
-    assert sent >= 2
-    state = bpf.observe_ingress()
-    assert (set(state.programs), state.hook, set(state.surplus)) == ({program_id}, then, set())
-    assert _chain("trunk0") == ((program_id,) if then is Hook.TCX else ())
-    assert _nft_counts() == {"vlan": 3 + sent, "none": 0}
-    # A packet that both saw is counted twice; none is counted less.
-    assert 3 + sent <= _packets(1) <= 3 + 2 * sent
-
-
-@pytest.mark.kernel_feature("tcx")
-def test_tcx_program_goes_before_those_of_others_and_tells_who_is_before_it(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch, exit_stack: contextlib.ExitStack
-) -> None:
-    _use(monkeypatch, Hook.TCX)
-    index = socket.if_nametoindex("trunk0")
-    theirs = [exit_stack.enter_context(_final_program()) for _ in range(2)]
-    tcx.attach(index, Direction.INGRESS, theirs[0].number)
-    _apply(_program(VLAN))
-    (ours,) = bpf.observe_ingress().programs
-    assert _chain("trunk0")[0] == ours
-    assert bpf.observe_ingress().ahead == ()
-    wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
-    assert _packets(1) == 1
-    tcx.attach(index, Direction.INGRESS, theirs[1].number)
-    assert (state := bpf.observe_ingress()).ahead == (("trunk0", "accept_all"),)
-    assert bpf.compare_ingress(_program(VLAN), state).is_empty
-    wire.send(_tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
-    assert _packets(1) == 1
-    # A new version takes our place in the chain, not a new one.
-    _apply(IngressProgram(fwmark_mask=0xFFFF00, networks=(VLAN,)))
-    assert (_chain("trunk0")[1],) == tuple(bpf.observe_ingress().programs) != (ours,)
-    _apply(_program())
-    assert len(_chain("trunk0")) == 2
-
-
-def _final_program() -> libbpf.OwnedFd:
-    """A program of somebody else that answers TC_ACT_OK: nobody behind it sees the packet."""
-    code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-    result = libbpf.library().bpf_prog_load(3, b"accept_all", b"GPL", code, ctypes.c_size_t(2), None)
-    return libbpf.OwnedFd(libbpf.check("load", result))
-
-
-@pytest.mark.kernel_feature("tcx")
-@pytest.mark.usefixtures("wire")
-def test_second_program_of_ours_is_surplus(
-    monkeypatch: pytest.MonkeyPatch, exit_stack: contextlib.ExitStack
-) -> None:
-    _use(monkeypatch, Hook.TCX)
-    other = exit_stack.enter_context(bpf.load_ingress(_program(UNTAGGED)))
-    _apply(_program(VLAN))
-    tcx.attach(socket.if_nametoindex("trunk0"), Direction.INGRESS, other.program_fd)
-    assert bpf.observe_ingress().surplus == {"trunk0"}
-    _apply(_program(VLAN))
-    assert len(_chain("trunk0")) == 1
-
-
-@pytest.mark.usefixtures("wire")
 def test_device_that_came_back_is_drift() -> None:
-    desired = _program(VLAN, OTHER_DEVICE)
-    _apply(desired)
+    desired = program(VLAN, OTHER_DEVICE)
+    apply(desired)
     run("ip", "link", "delete", "trunk1")
     with pytest.raises(KernelError) as missing:
         bpf.compare_ingress(desired, bpf.observe_ingress())
