@@ -8,6 +8,8 @@ networks without any, on devices of their own, so that networks may come and go 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -73,11 +75,14 @@ def _spare(number: int) -> Document:
 def kinds(lab: Lab, **top: Any) -> Iterator[Kind]:
     """Every kind, with `top` (``backend=``, ``steering=``...) at the top level of each policy."""
     base: Document = yaml.safe_load(lab.policy()) | top
-    yield from _networks(base)
-    yield from _gateways(lab, base)
-    yield from _ids(base)
-    yield from _per_network(base)
-    yield from _common(base)
+    parts = (_networks(base), _gateways(lab, base), _ids(base), _per_network(base), _common(base))
+    for kind in itertools.chain(*parts):
+        yield _steered_directly(kind) if top.get("steering") == "direct" else kind
+
+
+def _steered_directly(kind: Kind) -> Kind:
+    """Its answers to neighbours of the default device never come to the egress program (docs/design/steering.md)."""
+    return dataclasses.replace(kind, serves=lambda flow: "overlap" not in flow.client and kind.serves(flow))
 
 
 def backend_kinds(lab: Lab) -> Iterator[Kind]:
