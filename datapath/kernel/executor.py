@@ -79,8 +79,8 @@ class Executor:
                 self._rtnl.set_up(name)
             case NftTransaction(text):
                 transaction.apply(text)
-            case SyncIngress(program, clsact):
-                ingress.sync(program, clsact=clsact)
+            case SyncIngress(program, clsact, filtered):
+                ingress.sync(program, clsact=clsact, filtered=filtered)
             case ExtendSteering(outward):
                 steering.extend(outward)
             case TrimSteering(outward, clsact):

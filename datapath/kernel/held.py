@@ -43,8 +43,12 @@ class HeldProgram:
         ):  # replaced in this moment: the event of that makes us look again
             self._loaded = bpf.LoadedIngress.open(program_id)
 
-    def attach(self, desired: IngressProgram) -> None:
+    def attach(self, desired: IngressProgram, filtered: frozenset[str]) -> None:
         """Put the held program back where it is missing or was replaced; nothing where it is not the right one.
+
+        Args:
+            desired: what it must know.
+            filtered: with tcx, the devices that get or keep a filter all the same.
 
         Raises:
             ConflictError: somebody else's filter is in our place.
@@ -66,9 +70,8 @@ class HeldProgram:
         )
         if bpf.compare_ingress(desired, everywhere).reload:
             return
-        for name in desired.attachments:
-            if state.attached.get(name) != held:
-                bpf.attach(self._loaded, name)
+        missing = [name for name in desired.attachments if state.attached.get(name) != held]
+        bpf.attach_all(self._loaded, missing, filtered)
 
 
 class HeldSteering:

@@ -33,6 +33,8 @@ def observe(desired: IngressProgram) -> ActualIngress:
         foreign=frozenset(name for name, _ in state.conflicts),
         hook=state.hook,
         ahead=state.ahead,
+        filtered=state.filtered,
+        taken=state.taken,
     )
 
 
@@ -75,12 +77,13 @@ def _keep(loaded: bpf.LoadedIngress) -> None:
     _verified.append(loaded)
 
 
-def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
+def sync(desired: IngressProgram, *, clsact: frozenset[str], filtered: frozenset[str] = frozenset()) -> None:
     """Make maps and attachments as desired: in place where the program can stay, else a new one aside.
 
     Args:
         desired: what the program must know; no networks detach it everywhere.
         clsact: devices whose clsact qdisc we made; it goes where we need it no more, if nobody else uses it.
+        filtered: with tcx, the devices that get or keep a filter all the same.
 
     Raises:
         ConflictError: somebody else's filter is in our place.
@@ -90,24 +93,24 @@ def sync(desired: IngressProgram, *, clsact: frozenset[str]) -> None:
     diff = bpf.compare_ingress(desired, state)
     if diff.reload:
         with bpf.load_ingress(desired, _verified.pop() if _verified else None) as loaded:
-            bpf.switch(loaded, state, diff.attach)
+            bpf.switch(loaded, state, diff.attach, filtered)
     else:
-        _update_in_place(desired, state, diff)
+        _update_in_place(desired, state, diff, filtered)
     for ifname in diff.detach:
         bpf.detach(ifname, remove_clsact=False)
-    needed = set(desired.attachments) if state.hook is Hook.CLSACT else set()
-    for ifname in sorted(clsact - needed):
-        tc.remove_clsact(ifname)
+    needed = frozenset(desired.attachments) if state.hook is Hook.CLSACT else filtered
+    tc.remove_clsact(*sorted(clsact - needed))
 
 
-def _update_in_place(desired: IngressProgram, state: bpf.IngressState, diff: bpf.IngressDiff) -> None:
+def _update_in_place(
+    desired: IngressProgram, state: bpf.IngressState, diff: bpf.IngressDiff, filtered: frozenset[str]
+) -> None:
     if diff.update is not None:
         bpf.update_entries(diff.update, desired)
     if diff.attach:
         program_id = next(state.attached[name] for name in desired.attachments if name in state.attached)
         with bpf.LoadedIngress.open(program_id) as loaded:
-            for ifname in diff.attach:
-                bpf.attach(loaded, ifname)
+            bpf.attach_all(loaded, diff.attach, filtered)
 
 
 def glance(desired: IngressProgram) -> tuple[tuple[int, ...], ...]:

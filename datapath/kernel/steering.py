@@ -108,8 +108,7 @@ def trim(desired: SteeringProgram, *, clsact: frozenset[str]) -> None:
     diff = steering.compare_steering(desired, state)
     for ifname in diff.detach:
         attachments.detach(ifname, Direction.EGRESS, remove_clsact=False)
-    for ifname in sorted(clsact):
-        tc.remove_clsact(ifname)
+    tc.remove_clsact(*sorted(clsact))
     if diff.program_id is not None and diff.removals:
         with LoadedSteering.open(diff.program_id) as kept:
             kept.write_tables(resolve_steering(desired, state.ifindexes))

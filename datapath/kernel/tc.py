@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,7 +74,7 @@ class TcState:
     """Filters of all devices of the namespace.
 
     Attributes:
-        filters: every ingress and egress filter of every device.
+        filters: every ingress and egress filter of every device, as far as asked for.
         clsact: ifindexes of devices with a qdisc that takes ingress filters.
     """
 
@@ -121,8 +122,8 @@ def _clsact_devices(netlink: Netlink, ifindex: int = 0) -> frozenset[int]:
     return frozenset(qdisc.ifindex for qdisc in found if qdisc.kind in _CLSACT_KINDS)
 
 
-def observe_tc() -> TcState:
-    """All filters of the namespace that see whole devices.
+def observe_tc(*directions: Direction) -> TcState:
+    """All filters of the namespace that see whole devices; those of all directions, if none is named.
 
     Raises:
         KernelError: netlink failed.
@@ -130,7 +131,12 @@ def observe_tc() -> TcState:
     with Netlink() as netlink:
         # One dump for all devices: only those with such a qdisc can have filters.
         devices = _clsact_devices(netlink)
-        filters = [found for index in sorted(devices) for found in _all_filters(netlink, index)]
+        filters = [
+            found
+            for index in sorted(devices)
+            for direction in directions or Direction
+            for found in _filters(netlink, index, direction)
+        ]
     return TcState(filters=tuple(filters), clsact=devices)
 
 
@@ -160,14 +166,56 @@ def attach_filter(ifname: str, program_fd: int, direction: Direction = Direction
         _refuse_foreign(ifname, _filters(netlink, index, direction))
         created = not _clsact_devices(netlink, index) and _add_clsact(netlink, operation, index)
         reached(f"attach the {direction} filter to {ifname}")
-        options = (
-            attribute(_TCA_BPF_FD, struct.pack("=I", program_fd))
-            + attribute(_TCA_BPF_NAME, FILTER_NAME.encode() + b"\0")
-            + attribute(_TCA_BPF_FLAGS, struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT))
-        )
-        request = _filter_request(_NEWTFILTER, F_CREATE | F_REPLACE, index, direction, options)
-        _change(netlink, operation, request)
+        _change(netlink, operation, _new_filter(index, program_fd, direction))
     return AttachResult(created_clsact=created)
+
+
+def attach_filters(
+    ifnames: Sequence[str], program_fd: int, direction: Direction = Direction.INGRESS
+) -> dict[str, AttachResult]:
+    """`attach_filter` for many devices: one dump of qdiscs for all of them, and all changes in few system calls.
+
+    Raises:
+        ConflictError: a filter of someone else is in our place on one of them; nothing was changed.
+        KernelError: a device is missing, and nothing was changed; or the kernel refused one, and others are done.
+    """
+    known = ifindexes() if ifnames else {}
+    operation = "attach the eBPF program to {}"
+    for ifname in ifnames:
+        if ifname not in known:
+            raise KernelError(operation.format(ifname), f"there is no device {ifname}", errno=errno.ENODEV)
+    results: dict[str, AttachResult] = {}
+    requests: list[Request] = []
+    owners: list[str] = []
+    with Netlink() as netlink:
+        have_qdisc = _clsact_devices(netlink) if ifnames else frozenset()
+        for ifname in ifnames:
+            index = known[ifname]
+            if index in have_qdisc:
+                _refuse_foreign(ifname, _filters(netlink, index, direction))
+            else:
+                reached("add clsact")
+                requests.append(_clsact_request(_NEWQDISC, F_CREATE | F_EXCL, index))
+            reached(f"attach the {direction} filter to {ifname}")
+            requests.append(_new_filter(index, program_fd, direction))
+            owners += [ifname] * (len(requests) - len(owners))
+            results[ifname] = AttachResult(created_clsact=index not in have_qdisc)
+        for refusal in netlink.change(requests):
+            ifname = owners[refusal.number]
+            if requests[refusal.number].kind != _NEWQDISC or refusal.errno != errno.EEXIST:
+                raise KernelError(operation.format(ifname), refusal.reason, errno=refusal.errno)
+            # Somebody was faster: then it is theirs.
+            results[ifname] = AttachResult(created_clsact=False)
+    return results
+
+
+def _new_filter(ifindex: int, program_fd: int, direction: Direction) -> Request:
+    options = (
+        attribute(_TCA_BPF_FD, struct.pack("=I", program_fd))
+        + attribute(_TCA_BPF_NAME, FILTER_NAME.encode() + b"\0")
+        + attribute(_TCA_BPF_FLAGS, struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT))
+    )
+    return _filter_request(_NEWTFILTER, F_CREATE | F_REPLACE, ifindex, direction, options)
 
 
 def _filter_request(
@@ -228,20 +276,24 @@ def detach_filter(ifname: str, direction: Direction = Direction.INGRESS) -> bool
     return ours
 
 
-def remove_clsact(ifname: str) -> None:
-    """Remove a clsact qdisc that we made, unless a filter of anyone is left on it.
+def remove_clsact(*ifnames: str) -> None:
+    """Remove clsact qdiscs that we made, unless a filter of anyone is left on them.
 
     Raises:
         KernelError: the kernel refused.
     """
-    try:
-        index = socket.if_nametoindex(ifname)
-    except OSError:
+    if not ifnames:
         return
+    known = ifindexes()
+    gone = frozenset({errno.ENOENT, errno.EINVAL, errno.ENODEV})
     with Netlink() as netlink:
-        if index not in _clsact_devices(netlink, index) or _all_filters(netlink, index):
-            return
-        reached(f"delete clsact from {ifname}")
-        gone = frozenset({errno.ENOENT, errno.EINVAL, errno.ENODEV})
-        request = _clsact_request(_DELQDISC, 0, index)
-        _change(netlink, f"remove clsact from {ifname}", request, harmless=gone)
+        devices = _clsact_devices(netlink)
+        unused = [
+            name for name in ifnames if known.get(name) in devices and not _all_filters(netlink, known[name])
+        ]
+        for name in unused:
+            reached(f"delete clsact from {name}")
+        for refusal in netlink.change([_clsact_request(_DELQDISC, 0, known[name]) for name in unused]):
+            if refusal.errno not in gone:
+                operation = f"remove clsact from {unused[refusal.number]}"
+                raise KernelError(operation, refusal.reason, errno=refusal.errno)

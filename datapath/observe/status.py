@@ -11,8 +11,9 @@ from datapath.kernel.bpf import Counter
 from datapath.kernel.counters import NetworkCounters
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import NetworkIds, Plan
+from datapath.plan.tc import Hook
 from datapath.policy import parse_policy
-from datapath.reconcile.actual import Actual
+from datapath.reconcile.actual import Actual, ActualIngress
 from datapath.reconcile.steps import Step
 from datapath.state import State
 
@@ -152,7 +153,7 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
         state.generation,
         str(plan.backend),
         plan.backend_reason,
-        str(actual.ingress.hook) if actual is not None and actual.ingress.attached else "",
+        _how(actual.ingress) if actual is not None else "",
         tuple(networks),
         (
             *(f"device {name} is missing or down: bring it back" for name in sorted(waiting)),
@@ -160,6 +161,14 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
         ),
         (*(note.render() for note in plan.notes), *_ahead(actual), *_probation(state)),
     )
+
+
+def _how(ingress: ActualIngress) -> str:
+    """How the program is attached; empty where it is not."""
+    hooks = {ingress.hook} if ingress.attached - ingress.filtered else set()
+    if ingress.filtered:
+        hooks.add(Hook.CLSACT)
+    return " and ".join(sorted(hooks, reverse=True))
 
 
 def _ahead(actual: Actual | None) -> Iterator[str]:

@@ -129,6 +129,8 @@ class ActualIngress:
         foreign: devices where somebody else sits at our filter's priority and handle.
         hook: how this kernel takes the program; with tcx no qdisc is needed.
         ahead: device and name of each program of others that sees packets before ours.
+        filtered: with tcx, the devices that have a filter all the same and keep it.
+        taken: with tcx, the devices where a filter of others leaves no place for ours.
     """
 
     attached: frozenset[str] = frozenset()
@@ -137,6 +139,8 @@ class ActualIngress:
     foreign: frozenset[str] = frozenset()
     hook: Hook = Hook.CLSACT
     ahead: tuple[tuple[str, str], ...] = ()
+    filtered: frozenset[str] = frozenset()
+    taken: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

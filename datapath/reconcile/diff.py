@@ -16,7 +16,7 @@ from datapath.plan.model import Backend, MarkChange, Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import FibRule, Route, VlanLink
 from datapath.plan.steering import SteeringProgram
-from datapath.plan.tc import Hook
+from datapath.plan.tc import MANY_DEVICES, Hook
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.batches import rule_phase
 from datapath.reconcile.nft import as_actual, diff_table
@@ -95,9 +95,12 @@ def reconcile(
     steps += [*_added_rules(actual, desired), *_added_routes(actual, desired, ready)]
     text = diff_table(actual.table, desired.transition or desired.table, spec=TABLE_SPEC)
     program = carried_program(desired, actual.links)
-    needed = _needed_clsact(actual, program, steering) | _kept_clsact(desired, record)
+    filtered = _filtered(actual, program)
+    needed = _needed_clsact(actual, program, steering) | filtered | _kept_clsact(desired, record)
     released = record.clsact - needed
-    ingress = [SyncIngress(program, released)] if _ingress_differs(actual, program, released) else []
+    ingress = (
+        [SyncIngress(program, released, filtered)] if _ingress_differs(actual, program, released) else []
+    )
     nft = [NftTransaction(text)] if text else []
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
     steps += [*_removed_rules(actual, desired), *_removed_routes(actual, desired)]
@@ -230,6 +233,15 @@ def _ingress_differs(actual: Actual, program: IngressProgram, released: frozense
     # Our qdisc on a device that is not ours any more: its removal failed.
     orphans = released & actual.ingress.clsact
     return actual.ingress.attached != wanted or bool(actual.ingress.differences or orphans)
+
+
+def _filtered(actual: Actual, program: IngressProgram) -> frozenset[str]:
+    """Devices that get or keep a filter although there is tcx; what serves a device already stays as it is."""
+    if actual.ingress.hook is not Hook.TCX:
+        return frozenset()
+    wanted = frozenset(program.attachments)
+    new = wanted - actual.ingress.attached - actual.ingress.taken
+    return wanted & actual.ingress.filtered | (new if len(new) >= MANY_DEVICES else frozenset())
 
 
 def _needed_clsact(actual: Actual, program: IngressProgram, steering: SteeringProgram) -> frozenset[str]:

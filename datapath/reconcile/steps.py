@@ -121,10 +121,12 @@ class SyncIngress:
 
     Attributes:
         clsact: devices whose clsact qdisc we made and need no more: it goes if nobody else uses it.
+        filtered: with tcx, the devices that get or keep a filter all the same.
     """
 
     program: IngressProgram
     clsact: frozenset[str] = frozenset()
+    filtered: frozenset[str] = frozenset()
 
     def describe(self) -> str:
         devices = ", ".join(self.program.attachments) or "no device"

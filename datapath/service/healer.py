@@ -238,7 +238,7 @@ class Healer:
 
     def _run(self, step: Step, executor: Executor) -> None:
         if isinstance(step, SyncIngress):
-            self._program.attach(step.program)
+            self._program.attach(step.program, step.filtered)
         elif isinstance(step, ExtendSteering):
             self._steering.attach(step.program)
         try:

@@ -173,7 +173,7 @@ class FakeKernel:
             "transaction": SimpleNamespace(check=self.nft.check, apply=self.nft.apply),
             "ingress": SimpleNamespace(
                 verify=lambda program: self.ingress.verify(program, self.links.indexes),
-                sync=lambda program, clsact: self.ingress.sync(program, clsact, self.links.indexes),
+                sync=lambda program, clsact, **_: self.ingress.sync(program, clsact, self.links.indexes),
             ),
         }.items():
             patch.setattr(executor, name, value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +19,7 @@ from datapath.errors import KernelError
 from datapath.kernel import tc
 from datapath.kernel.bpf import abi, libbpf, tcx
 from datapath.kernel.tc import AttachResult
-from datapath.plan.tc import Direction, Hook
+from datapath.plan.tc import FEW_DEVICES, MANY_DEVICES, Direction, Hook
 from datapath.points import reached
 
 #: `clsact` makes a kernel that has tcx behave as one that has not: for tests.
@@ -41,6 +41,8 @@ class Attached:
         surplus: devices where one more of ours is attached, or one in the other way.
         conflicts: device and description of each filter of someone else in our place.
         ahead: device and name of each tcx program of someone else that sees packets before ours.
+        filtered: with tcx, devices that have a filter all the same and keep it, because they are many.
+        taken: with tcx, devices where a filter of someone else leaves no place for ours.
     """
 
     programs: Mapping[str, int] = field(default_factory=dict)
@@ -48,6 +50,8 @@ class Attached:
     surplus: frozenset[str] = frozenset()
     conflicts: tuple[tuple[str, str], ...] = ()
     ahead: tuple[tuple[str, str], ...] = ()
+    filtered: frozenset[str] = frozenset()
+    taken: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ def observe_attachments(direction: Direction) -> Attachments:
     Raises:
         KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
     """
-    state, ifindexes, names = tc.observe_tc(), tc.ifindexes(), _Names()
+    state, ifindexes, names = tc.observe_tc(direction), tc.ifindexes(), _Names()
     by_index = {index: name for name, index in ifindexes.items()}
     hook = preferred_hook()
     return Attachments(
@@ -118,11 +122,11 @@ def _observe(
     conflicts: list[tuple[str, str]] = []
     for found in state.filters:
         ifname = by_index.get(found.ifindex)
-        if ifname is None or found.direction is not direction:  # made after the list of names was read
+        if ifname is None:  # made after the list of names was read
             continue
         if found.is_ours:
             filters[ifname] = [found.program_id]
-        elif found.is_our_place and hook is Hook.CLSACT:
+        elif found.is_our_place:
             conflicts.append((ifname, f"{found.kind} filter {found.name or hex(found.handle)}"))
     chains: dict[str, list[int]] = {}
     ahead: list[tuple[str, str]] = []
@@ -134,14 +138,25 @@ def _observe(
                 chains[ifname] = ours
                 before = chain[: chain.index(ours[0])]
                 ahead += [(ifname, names.of(other) or str(other)) for other in before]
+    filtered = _filtered(filters, chains) if hook is Hook.TCX else frozenset()
     wanted, others = (chains, filters) if hook is Hook.TCX else (filters, chains)
+    wanted = wanted | {ifname: filters[ifname] for ifname in filtered}
+    others = {ifname: found for ifname, found in others.items() if ifname not in filtered}
     return Attached(
         programs={ifname: found[0] for ifname, found in (others | wanted).items()},
         ids=frozenset(number for found in (*wanted.values(), *others.values()) for number in found),
         surplus=frozenset(others) | {ifname for ifname, found in wanted.items() if len(found) > 1},
-        conflicts=tuple(sorted(conflicts)),
+        conflicts=tuple(sorted(conflicts)) if hook is Hook.CLSACT else (),
         ahead=tuple(sorted(ahead)),
+        filtered=filtered,
+        taken=frozenset(ifname for ifname, _ in conflicts) if hook is Hook.TCX else frozenset(),
     )
+
+
+def _filtered(filters: Mapping[str, list[int]], chains: Mapping[str, list[int]]) -> frozenset[str]:
+    """Few filters are of a version that knew no tcx, and give way to it; many were attached by `attach_all`."""
+    alone = filters.keys() - chains.keys()
+    return frozenset(alone) if len(alone) >= FEW_DEVICES else frozenset()
 
 
 def _ours(chain: tuple[int, ...], direction: Direction, names: _Names) -> list[int]:
@@ -164,6 +179,35 @@ def attach(program_fd: int, ifname: str, direction: Direction = Direction.INGRES
     _attach_tcx(program_fd, ifname, direction)
     tc.detach_filter(ifname, direction)
     return AttachResult(created_clsact=False)
+
+
+def attach_all(
+    program_fd: int,
+    ifnames: Sequence[str],
+    filtered: frozenset[str],
+    direction: Direction = Direction.INGRESS,
+) -> dict[str, AttachResult]:
+    """Attach at a hook of several devices; see `attach`.
+
+    Args:
+        program_fd: the program.
+        ifnames: the devices.
+        filtered: those that get a filter although there is tcx.
+        direction: the hook.
+
+    Raises:
+        ConflictError: someone else's filter is in our place.
+        KernelError: the kernel refused; other devices may have the program already.
+    """
+    is_tcx = preferred_hook() is Hook.TCX
+    together = [name for name in ifnames if name in filtered or not is_tcx]
+    if not is_tcx and len(together) < MANY_DEVICES:
+        together = []
+    results = {name: attach(program_fd, name, direction) for name in ifnames if name not in set(together)}
+    results |= tc.attach_filters(together, program_fd, direction)
+    for name in together:
+        _detach_tcx(name, direction)
+    return results
 
 
 def _attach_tcx(program_fd: int, ifname: str, direction: Direction) -> None:

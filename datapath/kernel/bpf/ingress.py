@@ -23,7 +23,7 @@ from datapath.kernel.bpf.tables import IngressTables, resolve
 from datapath.plan.tc import Direction, Hook
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from datapath.plan.ingress import IngressProgram
 
@@ -59,6 +59,8 @@ class IngressState:
         clsact: devices that have a clsact (or ingress) qdisc, whoever made it.
         surplus: devices where one more program of ours is attached, or one in another way than `hook`.
         ahead: device and name of each program of someone else that sees packets before ours (tcx only).
+        filtered: devices that have a filter although there is tcx, and keep it.
+        taken: devices where a filter of someone else leaves no place for ours (tcx only).
     """
 
     ifindexes: Mapping[str, int]
@@ -69,6 +71,8 @@ class IngressState:
     hook: Hook = Hook.CLSACT
     surplus: frozenset[str] = frozenset()
     ahead: tuple[tuple[str, str], ...] = ()
+    filtered: frozenset[str] = frozenset()
+    taken: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,8 @@ def observe_ingress() -> IngressState:
         hook=state.hook,
         surplus=found.surplus,
         ahead=found.ahead,
+        filtered=found.filtered,
+        taken=found.taken,
     )
 
 
@@ -257,6 +263,13 @@ def attach(loaded: LoadedIngress, ifname: str) -> tc.AttachResult:
     return attachments.attach(loaded.program_fd, ifname)
 
 
+def attach_all(
+    loaded: LoadedIngress, ifnames: Sequence[str], filtered: frozenset[str] = frozenset()
+) -> dict[str, tc.AttachResult]:
+    """Attach at the ingress of devices; see `attachments.attach_all`."""
+    return attachments.attach_all(loaded.program_fd, ifnames, filtered)
+
+
 def detach(ifname: str, *, remove_clsact: bool) -> bool:
     """Take our program from the ingress of a device; see `attachments.detach`."""
     return attachments.detach(ifname, remove_clsact=remove_clsact)
@@ -287,7 +300,10 @@ def read_counters(program_id: int) -> SlotCounters:
 
 
 def switch(
-    loaded: LoadedIngress, actual: IngressState, attachments: tuple[str, ...]
+    loaded: LoadedIngress,
+    actual: IngressState,
+    attachments: tuple[str, ...],
+    filtered: frozenset[str] = frozenset(),
 ) -> dict[str, tc.AttachResult]:
     """Attach a new program to all its devices and carry the counters of the one it replaces.
 
@@ -305,7 +321,7 @@ def switch(
             if program_id != loaded.program_id
         ]
         _carry(loaded, olds)
-        results = {ifname: attach(loaded, ifname) for ifname in attachments}
+        results = attach_all(loaded, attachments, filtered)
         _carry(loaded, olds)
     return results
 

@@ -319,9 +319,11 @@ class Map:
             )
             if result not in {0, -_ENOENT}:
                 check(f"list map {self.name}", result)
+            # Each `raw` copies the whole buffer.
+            every_key, every_value = keys.raw, values.raw
             for index in range(count.value):
-                key = keys.raw[index * self.key_size : (index + 1) * self.key_size]
-                found[key] = values.raw[index * self.stored_size : (index + 1) * self.stored_size]
+                key = every_key[index * self.key_size : (index + 1) * self.key_size]
+                found[key] = every_value[index * self.stored_size : (index + 1) * self.stored_size]
             if result == -_ENOENT or len(found) > self.max_entries or count.value == 0:
                 return found
             first = False
