@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
-import logging
 from dataclasses import dataclass
 
 from datapath.compiler import compile_policy
@@ -16,7 +14,6 @@ from datapath.errors import (
     DatapathError,
     EbpfError,
     InputError,
-    KernelError,
 )
 from datapath.facts import Facts, IdFacts
 from datapath.generations import Generation, History
@@ -29,16 +26,13 @@ from datapath.plan.render import render_plan
 from datapath.policy import Backend as BackendWish
 from datapath.policy import LoadedPolicy, Policy, Steering, parse_policy
 from datapath.probing import ProbeUse, Probing
-from datapath.reconcile.actual import Actual, Record
-from datapath.reconcile.batches import batches
+from datapath.reconcile.actual import Actual
 from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import ChangeSet, reconcile
 from datapath.reconcile.present import carried_plan
 from datapath.reconcile.steps import Step
 from datapath.state import Pending, State, StateDirectory, current_netns
-
-#: Passes until the kernel must be as desired. One does it; a second heals what somebody else changed meanwhile.
-_PASSES = 3
+from datapath.undertaking import Undertaking
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +71,7 @@ class Drift:
 class _Prepared:
     """A change that was compiled, compared and checked, and may now be carried out."""
 
+    loaded: LoadedPolicy
     facts: Facts
     plan: Plan
     actual: Actual
@@ -98,7 +93,7 @@ class Controller:
 
     def facts(self) -> Facts:
         """Facts of this host, ids of ours included."""
-        return observe_facts(self._directory.load(), policy=str(Steering.DIRECT))
+        return observe_facts(self._directory.load(), policies=(str(Steering.DIRECT),))
 
     def plan(self, loaded: LoadedPolicy) -> Plan:
         """Compile for this host.
@@ -146,19 +141,18 @@ class Controller:
             plan, steps = prepared.plan, prepared.changes.steps
             if not steps and loaded.source.text == state.policy:
                 return Applied(plan, steps, state.generation)
-            previous = _policy_in_force(state)
             new = state if probes is ProbeUse.SKIP else dataclasses.replace(state, undone=None)
             if not steps and probes is ProbeUse.JUDGE:
                 probes = ProbeUse.REPORT
             probing = Probing(loaded, probes, prepared.changes.waiting)
-            back = self._previous_plan(state)
+            undertaking = Undertaking(self._directory, state.record)
             try:
-                probing.try_before(previous, state.ids)
-                done = self._put_in_force(loaded, prepared, new, confirm_s, probing)
+                probing.try_before(lambda: self._policy_in_force(state), state.ids)
+                done = self._put_in_force(prepared, new, confirm_s, probing, undertaking)
             except (DatapathError, KeyboardInterrupt) as error:
                 self._log.warning("apply_failed", error=str(error))
                 History(self._directory).discard(state.generation + 1)
-                self._roll_back(back, dataclasses.replace(state, record=prepared.changes.before))
+                undertaking.roll_back(lambda: _previous_plan(state, prepared.facts), state)
                 raise
             self._log.info("policy_applied", steps=len(steps), networks=len(plan.ids))
             return Applied(plan, steps, done.generation, probing.warnings)
@@ -202,7 +196,7 @@ class Controller:
 
     def _prepare(self, loaded: LoadedPolicy, state: State) -> _Prepared:
         """Compile, look, refuse conflicts, and let the kernel check; nftables serves where eBPF is refused."""
-        facts = observe_facts(state, policy=loaded.source.text)
+        facts = observe_facts(state, policies=(loaded.source.text, state.policy))
         try:
             return self._preflight(loaded, facts, state)
         except EbpfError as error:
@@ -227,7 +221,7 @@ class Controller:
         with Executor() as executor:
             for step in changes.steps:
                 executor.check(step)
-        return _Prepared(facts, plan, actual, changes)
+        return _Prepared(loaded, facts, plan, actual, changes)
 
     def teardown(self) -> tuple[Step, ...]:
         """Remove everything of ours and put back what was there.
@@ -244,10 +238,11 @@ class Controller:
             mask = ids.fwmark_mask
             forget = tuple((item.fwmark, mask) for item in ids.ids if item.fwmark)
             changes = reconcile(actual, empty, state.record, forget=forget)
+            undertaking = Undertaking(self._directory, state.record)
             if changes.steps:
-                self._run(changes.steps)
+                undertaking.run(changes.steps)
                 self._log.info("policy_removed", steps=len(changes.steps))
-            self._verify(empty, dataclasses.replace(state, record=changes.after))
+            undertaking.verify(empty, dataclasses.replace(state, record=changes.after))
             self._directory.clear()
             return changes.steps
 
@@ -262,32 +257,33 @@ class Controller:
         changes = reconcile(actual, plan, state.record)
         return Drift(plan, changes.steps, actual, state, changes.waiting)
 
-    def _previous_plan(self, state: State) -> Plan:
-        """What to go back to: the policy in force, or nothing."""
-        policy = _policy_in_force(state)
-        return compile_policy(policy, facts_in_force(state)) if policy else Plan(state.fwmark_mask)
+    def _policy_in_force(self, state: State) -> Policy | None:
+        """For the probes; one that a newer version no longer understands does not stand in the way of the next."""
+        try:
+            return _policy_in_force(state)
+        except InputError as error:
+            self._log.warning("previous_policy_unreadable", error=str(error), hint=error.hint)
+            return None
 
     def _put_in_force(
         self,
-        loaded: LoadedPolicy,
         prepared: _Prepared,
         state: State,
         confirm_s: float | None,
         probing: Probing,
+        undertaking: Undertaking,
     ) -> State:
         """Write down what is about to become ours, carry it out, verify, probe, and remember the policy."""
-        plan, changes = prepared.plan, prepared.changes
+        loaded, plan, changes = prepared.loaded, prepared.plan, prepared.changes
         record = changes.after
-        before = dataclasses.replace(
-            state, record=changes.before, pending=_probation(state, confirm_s) if confirm_s else None
-        )
+        before = dataclasses.replace(state, pending=_probation(state, confirm_s) if confirm_s else None)
         if changes.steps or before.pending:
-            self._directory.save(before)
+            undertaking.announce(before, changes.before)
         if before.pending:
             start_guardian(self._directory, before.pending, has_probes=bool(loaded.policy.probes))
         if changes.steps:
-            self._run(changes.steps)
-            record = self._verify(plan.settled, dataclasses.replace(before, record=record))
+            undertaking.run(changes.steps)
+            record = undertaking.verify(plan.settled, dataclasses.replace(before, record=record))
         watched = probing.judge(plan.ids)
         done = dataclasses.replace(
             before,
@@ -304,60 +300,6 @@ class Controller:
         self._remember(done, plan)
         self._directory.save(done)
         return done
-
-    def _run(self, steps: tuple[Step, ...]) -> None:
-        with Executor() as executor:
-            for batch in batches(steps):
-                if self._log.is_enabled_for(logging.DEBUG):
-                    for step in batch:
-                        self._log.debug("step_started", step=step.describe())
-                executor.run_batch(batch)
-
-    def _verify(self, plan: Plan, state: State) -> Record:
-        """Read the kernel back until it is as desired.
-
-        Raises:
-            KernelError: it is not, after several passes.
-        """
-        remaining: tuple[Step, ...] = ()
-        for _ in range(_PASSES):
-            changes = reconcile(observe(plan, state), plan, state.record)
-            remaining = changes.steps
-            if not remaining:
-                return changes.after
-            state = dataclasses.replace(state, record=changes.before)
-            self._directory.save(state)
-            self._run(remaining)
-            state = dataclasses.replace(state, record=changes.after)
-        changes = reconcile(observe(plan, state), plan, state.record)
-        if not changes.steps:
-            return changes.after
-        raise KernelError(
-            "verify",
-            f"{len(changes.steps)} difference(s) come back after each change, first: {changes.steps[0].describe()}",
-            hint="something else on this node undoes our changes: find it with `ip monitor` and `nft monitor`",
-        )
-
-    def _roll_back(self, previous: Plan, state: State) -> None:
-        """Back to the previous plan, as far as the kernel lets us; the record stays true either way."""
-        try:
-            changes = reconcile(observe(previous, state), previous, state.record)
-            for batch in batches(changes.steps):
-                with contextlib.suppress(KernelError), Executor() as executor:
-                    executor.run_batch(batch)
-            left = reconcile(observe(previous, state), previous, state.record)
-        except DatapathError as error:
-            self._log.error("rollback_incomplete", error=str(error))
-            return
-        if left.steps:
-            self._log.error("rollback_incomplete", first=left.steps[0].describe(), left=len(left.steps))
-        else:
-            self._log.info("rollback_done", steps=len(changes.steps))
-        try:
-            self._directory.save(state if left.steps else dataclasses.replace(state, record=left.after))
-        except DatapathError as error:
-            # What is on disk is from before the change, and knows of everything that may be ours.
-            self._log.warning("state_not_written", error=str(error), hint=error.hint)
 
 
 def facts_in_force(state: State, sight: Sight | None = None) -> Facts:
@@ -387,6 +329,22 @@ def compile_located(loaded: LoadedPolicy, facts: Facts, *, refuse: bool = True) 
 
 def _policy_in_force(state: State) -> Policy | None:
     return parse_policy(state.policy.encode(), state.policy_name).policy if state.policy else None
+
+
+def _previous_plan(state: State, observed: Facts) -> Plan:
+    """What to go back to: the policy in force, or nothing.
+
+    Args:
+        state: before the change.
+        observed: before the change, with what both policies need to know.
+
+    Raises:
+        InputError: this version or this host no longer knows how.
+    """
+    policy = _policy_in_force(state)
+    if policy is None:
+        return Plan(state.fwmark_mask)
+    return compile_policy(policy, observed.model_copy(update={"ebpf_refused": state.ebpf_refused}))
 
 
 def _probation(state: State, seconds: float) -> Pending:

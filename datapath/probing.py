@@ -8,7 +8,7 @@ not count. What could not be tried before, because its network is new, counts.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from datapath.compiler.probes import compile_probes, with_before
 from datapath.errors import ProbeError
@@ -50,16 +50,19 @@ class Probing:
         self._failed_before: dict[str, str] = {}
         self.warnings: tuple[Note, ...] = ()
 
-    def try_before(self, previous: Policy | None, ids: Iterable[NetworkIds | IdFacts]) -> None:
+    def try_before(self, previous: Callable[[], Policy | None], ids: Iterable[NetworkIds | IdFacts]) -> None:
         """Try what can be tried in the state that the change will replace.
 
         Args:
-            previous: the policy in force, None where there is none.
+            previous: reads the policy in force; None where there is none. Not asked where there are no probes.
             ids: in force.
         """
         if self._use is not ProbeUse.JUDGE:
             return
-        tasks = with_before(self._tasks(ids), previous)
+        tasks = self._tasks(ids)
+        if not tasks:
+            return
+        tasks = with_before(tasks, previous())
         self._tried = frozenset(task.name for task in tasks)
         self._failed_before = run_probes(tasks)
 

@@ -29,6 +29,7 @@ _MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "state": frozenset({"errors", "facts", "plan", "points", "reconcile"}),
     "generations": frozenset({"errors", "state"}),
     "kernel": frozenset({"errors", "facts", "log", "plan", "points", "reconcile", "state"}),
+    "undertaking": frozenset({"errors", "kernel", "log", "plan", "reconcile", "state"}),
     "probing": frozenset({"compiler", "errors", "facts", "kernel", "plan", "policy"}),
     "observe": frozenset(
         {"compiler", "errors", "facts", "kernel", "log", "plan", "policy", "reconcile", "state"}

@@ -105,15 +105,15 @@ def _ask(question: Callable[[Rtnl], _Part]) -> _Part:
         return question(rtnl)
 
 
-def observe_facts(state: State, sight: Sight | None = None, *, policy: str | None = None) -> Facts:
+def observe_facts(state: State, sight: Sight | None = None, *, policies: Iterable[str] = ()) -> Facts:
     """What the compiler may know of this host. Ids come from the kernel, else from the state.
 
     Args:
         state: ids as they were remembered, and the policy in force.
         sight: what was read already.
-        policy: text of the policy that is to be compiled; default: the one in force.
+        policies: texts of the policies that are to be compiled; default: the one in force.
     """
-    policy = state.policy if policy is None else policy
+    texts = tuple(policies) or (state.policy,)
     sight = sight or Sight()
     found = sight.table()
     live = parse_ids(found[1]) if found else LiveIds()
@@ -127,7 +127,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policy: str | Non
         marked_by_nft=found is not None and CLASSIFY_CHAIN in found[0].chains,
         rule_bank=live.rule_bank,
         # A router's full table is not read for nothing; the word may stand elsewhere, which does no harm.
-        default_devices=sight.default_devices() if "direct" in policy else {},
+        default_devices=sight.default_devices() if any("direct" in text for text in texts) else {},
         forwarding=sysctl.forwarding(),
     )
 

@@ -8,6 +8,7 @@ pyroute2 (`vlan_links.py`), which is loaded by the first one.
 from __future__ import annotations
 
 import enum
+import errno
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -225,8 +226,9 @@ def ifindex(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
     except OSError as error:
+        # The C library's error number does not get through `socket`.
         raise KernelError(
-            f"find device {name}", "no such device", errno=error.errno or 0, hint="create it, or use `vlan:`"
+            f"find device {name}", "no such device", errno=errno.ENODEV, hint="create it, or use `vlan:`"
         ) from error
 
 

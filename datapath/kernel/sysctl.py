@@ -12,8 +12,8 @@ ROOT = Path("/proc/sys")
 _IPV4_CONF = "net/ipv4/conf"
 #: Read for every device: exempting one device from rp_filter touches all of them.
 _PER_DEVICE = ("rp_filter",)
-#: Read for `default`: what a VLAN device that we create will start with.
-_INHERITED = ("rp_filter", "arp_ignore", "arp_announce")
+#: Read for `default`: what a VLAN device that we create will start with. All that a plan may set for a device.
+_INHERITED = ("rp_filter", "arp_ignore", "arp_announce", "accept_local")
 
 
 def read(key: str) -> str | None:

@@ -117,6 +117,15 @@ class Record:
     links: frozenset[str] = frozenset()
     clsact: frozenset[str] = frozenset()
 
+    def also(self, later: Record) -> Record:
+        """This and what came to it: of a sysctl, the later value to put back, and every value of ours."""
+        sysctls = dict(self.sysctls)
+        for key, entry in later.sysctls.items():
+            known = sysctls[key].ours.split() if key in sysctls else []
+            ours = dict.fromkeys((*known, *entry.ours.split()))
+            sysctls[key] = Saved(entry.original, " ".join(ours))
+        return Record(sysctls, self.links | later.links, self.clsact | later.clsact)
+
 
 @dataclass(frozen=True, slots=True)
 class ActualIngress:

@@ -62,11 +62,13 @@ def diff_sysctls(
     exempt = frozenset(exempt)
     wanted = {setting.key: setting.value for setting in settings}
     wanted |= dict(_exempt_values(actual, exempt, saved))
-    loosen = [
+    changed = [
         SetSysctl(key, value, actual[key])
         for key, value in sorted(wanted.items(), key=_loosening_order)
         if key in actual and actual[key] != value
     ]
+    loosen = [step for step in changed if not _leaves(step, actual)]
+    leaving = [step for step in changed if _leaves(step, actual)]
     # A device that is exempt must be known as such when it no longer is, even if its own value was 0 before.
     exempt_keys = {rp_filter_key(device) for device in exempt}
     for key, value in wanted.items():
@@ -78,7 +80,47 @@ def diff_sysctls(
         for key in sorted(released, key=lambda key: (key != ALL, key))
         if key in actual and actual[key] in _ours(saved[key]) and actual[key] != saved[key].original
     ]
-    return SysctlChanges(tuple(loosen), tuple(tighten), saved, released)
+    return SysctlChanges(tuple(loosen), (*leaving, *tighten), saved, released)
+
+
+def _leaves(step: SetSysctl, actual: Mapping[str, str]) -> bool:
+    """The check of a device comes back that was exempt until now, while others stay exempt.
+
+    It drops what the old policy still serves there, so it comes last. Where somebody has set `all` again, the device
+    is checked at this moment and must stay so when `all` goes.
+    """
+    return (
+        _RP_FILTER.match(step.key) is not None
+        and step.key != ALL
+        and step.old == "0"
+        and actual.get(ALL, "0") == "0"
+    )
+
+
+class Caution:
+    """For who goes on after a refusal: no device is checked less because a step before was not carried out.
+
+    Effective is the higher of `all` and a device's own `rp_filter`. Where one of the two could not be raised, the
+    other must not be lowered; it would look as if somebody else had set it so, and stay for ever.
+    """
+
+    def __init__(self) -> None:
+        self._is_one_too_low = False
+
+    def not_done(self, step: object) -> None:
+        """The step was refused, or put off."""
+        self._is_one_too_low |= _direction(step) > 0
+
+    def forbids(self, step: object) -> bool:
+        """Whether the step must wait until those before it could be carried out."""
+        return self._is_one_too_low and _direction(step) < 0
+
+
+def _direction(step: object) -> int:
+    """How much more an rp_filter checks after the step; 0 for all other steps."""
+    if not isinstance(step, SetSysctl) or _RP_FILTER.match(step.key) is None:
+        return 0
+    return int(step.new) - int(step.old)
 
 
 def inherited(actual: Mapping[str, str], devices: Iterable[str]) -> dict[str, str]:

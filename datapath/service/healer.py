@@ -45,6 +45,7 @@ from datapath.reconcile.steps import (
     SyncIngress,
     TrimSteering,
 )
+from datapath.reconcile.sysctls import Caution
 from datapath.service.backoff import Backoff
 from datapath.state import State, StateDirectory
 
@@ -89,7 +90,7 @@ class Look:
         plan: None where no policy is in force.
         done: steps carried out.
         failed: steps that the kernel refused, with its reason.
-        held: steps left alone for now, because somebody undoes them.
+        held: steps left alone for now, because somebody undoes them, or because they need one that failed.
         delays: seconds that things in `done` and `failed` will be left alone for, by key; only where any.
         waiting: networks whose device is missing or down.
         conflicts: what of others is in the way, in words.
@@ -209,17 +210,20 @@ class Healer:
         failed: list[tuple[Step, KernelError]] = []
         held: list[Step] = []
         delays: dict[str, float] = {}
+        caution = Caution()
         self._sight.forget({kind_of(step) for step in steps})
         for step in steps:
             key, now = key_of(step), time.monotonic()
-            if self.backoff.holds(key, now) and key not in delays:
+            if caution.forbids(step) or (self.backoff.holds(key, now) and key not in delays):
                 held.append(step)
+                caution.not_done(step)
                 continue
             try:
                 self._run(step, executor)
                 done.append(step)
             except KernelError as error:
                 failed.append((step, error))
+                caution.not_done(step)
             except DatapathError as error:
                 failed.append((step, KernelError(step.describe(), str(error), hint=error.hint)))
             if key not in delays:

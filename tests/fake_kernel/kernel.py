@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from datapath import controller
+from datapath import controller, undertaking
 from datapath.facts import Facts, LinkFacts
 from datapath.kernel import conntrack, executor, sysctl
 from datapath.kernel.ids import LiveIds, parse_ids
@@ -24,6 +24,7 @@ from datapath.plan.rtnl import VlanLink
 from datapath.plan.tc import Hook
 from datapath.reconcile.actual import Actual, ActualLink, ForeignRule
 from datapath.reconcile.present import carried_program
+from datapath.service import healer
 from datapath.state import State
 from tests.fake_kernel.ingress import Ingress
 from tests.fake_kernel.nft import Nft
@@ -116,9 +117,9 @@ class FakeKernel:
             ingress=self.ingress.observe(carried_program(desired, self.links.by_name), self.links.indexes),
         )
 
-    def facts(self, state: State, sight: object = None, policy: object = None) -> Facts:
+    def facts(self, state: State, sight: object = None, policies: object = ()) -> Facts:
         """As `kernel.observer.observe_facts`."""
-        del sight, policy  # addresses and default routes are not modelled
+        del sight, policies  # addresses and default routes are not modelled
         found = self.nft.observe()
         live = parse_ids(found[1]) if found else LiveIds()
         ids = {item.name: item for item in state.ids} | {item.name: item for item in live.ids}
@@ -161,7 +162,8 @@ class FakeKernel:
 
     def serve(self, patch: pytest.MonkeyPatch) -> None:
         """Let the engine's own executor and controller work on this kernel, from now on."""
-        patch.setattr(controller, "observe", self.observe)
+        for module in (controller, undertaking, healer):
+            patch.setattr(module, "observe", self.observe)
         patch.setattr(controller, "observe_facts", self.facts)
         rtnl = FakeRtnl(self.links, self.rules, self.routes)
         patch.setattr(rtnl, "add_vlan", self.add_vlan, raising=False)
