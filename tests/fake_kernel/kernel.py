@@ -179,9 +179,22 @@ class FakeKernel:
             ),
         }.items():
             patch.setattr(executor, name, value)
+        # A program in memory needs nobody who holds it.
+        for name in ("HeldProgram", "HeldSteering"):
+            patch.setattr(healer, name, _Nobody)
         # There are no connections here.
         patch.setattr(conntrack, "forget", lambda *_: None)
         patch.setattr(conntrack, "translate", lambda _: 0)
+
+
+class _Nobody:
+    """Who holds programs for a daemon."""
+
+    def attach(self, desired: object) -> None:
+        pass
+
+    def follow(self, desired: object) -> None:
+        pass
 
 
 def _is_always_read(key: str) -> bool:

@@ -1,36 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every point of every kind of change: refused with every error, refused twice, killed. On the fake kernel.
+"""Every point of every kind of change: refused with every error, refused or killed again on the way back, killed.
 
-The fake refuses what the kernel refuses (tests/faults/test_fake_kernel.py), and is quick enough to leave nothing
-out. tests/faults/test_refusals.py and test_crash.py do the same on the running kernel, with samples.
+On the fake kernel, which refuses what the kernel refuses (tests/faults/test_fake_kernel.py). test_refusals.py and
+test_crash.py do the same on the running kernel, with samples. Here, too, two things are sampled, because the product
+is large: of the pairs of a first point and a second one on the way back, every fifth (which fifth moves with the
+first point), refused and killed in turn; and what comes after a kill, of which each point tries two of the six.
+What a second pass deletes and writes is met at every point of the way back (`test_second_pass`).
 """
 
 from __future__ import annotations
 
 import errno
-import functools
-import logging
-import os
-import re
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-import structlog
 
-from datapath import controller as controller_module
-from datapath import points
-from datapath.controller import Controller
-from datapath.errors import DatapathError, KernelError
 from datapath.plan.tc import Hook
-from datapath.policy import parse_policy
-from datapath.reconcile.actual import ActualLink
-from datapath.reconcile.steps import Step
-from datapath.reconcile.sysctls import ALL
-from datapath.state import StateDirectory
-from tests.fake_kernel.kernel import PER_DEVICE, FakeKernel
-from tests.fake_kernel.policies import policy
+from tests.fake_kernel.site import Killed, Site, attempt, countless, points_of, refusal
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +29,7 @@ ERRNOS = (
     errno.ENOBUFS,
     errno.ETIMEDOUT,
 )
-#: Kinds of change: from, to. Teardown is the way to `none`.
+#: Kinds of change: from, to. The way to `none` is teardown.
 CHANGES = (
     ("none", "two"),
     ("one", "two"),
@@ -63,6 +48,8 @@ CHANGES = (
     ("two", "arp"),
     ("two", "mask"),
     ("two", "priority"),
+    ("two", "none"),
+    ("vlan", "none"),
 )
 #: These pin an id. One that the policy before does not pin stays what it is, once half of the new one is there.
 PINNED = ("mark", "table")
@@ -79,144 +66,26 @@ CASES = [
     for hook in Hook
 ]
 Policy = tuple[str, str]
-#: Not refused a second time: a disk that fails together with the kernel, and the one sysctl that all others hang on.
-SPARED = (".json", ALL)
+#: What may come after a kill, besides the next apply.
+DAEMON, RESTARTED, ROLLBACK = "look of a daemon", "start of a daemon with the new file", "rollback 1"
 
 
-class Killed(BaseException):
-    """The process is gone: nobody handles this."""
-
-
-class Site:
-    """A node and its state directory, both as often from the same moment as needed."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self._folder, self._patch = folder, patch
-        self._count = 0
-        self._kernel = FakeKernel([], {})
-        self._files: dict[str, str] = {}
-
-    def begin(self, policy_name: str, backend: str, hook: Hook) -> None:
-        """A new node with one policy in force, or none."""
-        devices = ("all", "default", "lo", "eth1", "eth2", "eth3")
-        sysctls = {f"net/ipv4/conf/{device}/{key}": "0" for device in devices for key in PER_DEVICE}
-        for device, value in (("all", "1"), ("default", "1"), ("eth1", "2")):
-            sysctls[f"net/ipv4/conf/{device}/rp_filter"] = value
-        self._kernel = FakeKernel([ActualLink(name, up=True) for name in devices[2:]], sysctls, hook=hook)
-        self._files = {}
-        self.again()
-        if policy_name != "none":
-            self.apply(policy_name, backend)
-        self._kernel, self._files = self.kernel, self.files()
-        self.again()
-
-    def again(self) -> None:
-        """Back to what `begin` made."""
-        self._count += 1
-        self.folder = self._folder / str(self._count)
-        for name, text in self._files.items():
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        self.kernel = self._kernel.copy()
-        self.kernel.serve(self._patch)
-        self.controller = Controller(StateDirectory(self.folder))
-
-    def apply(self, policy_name: str, backend: str) -> tuple[Step, ...]:
-        """Make a policy the one in force; `none` tears down."""
-        if policy_name == "none":
-            return self.controller.teardown()
-        return self.controller.apply(policy(policy_name, backend)).steps
-
-    def files(self) -> dict[str, str]:
-        """What is in the state directory."""
-        paths = self.folder.rglob("*") if self.folder.is_dir() else ()
-        return {str(path.relative_to(self.folder)): path.read_text() for path in paths if path.is_file()}
-
-
-def recording(names: list[str], refuse: Callable[[int, str], None]) -> Callable[[str], None]:
-    """A listener that notes points, and asks at each whether to go on."""
-
-    def listener(name: str) -> None:
-        names.append(name)
-        refuse(len(names) - 1, name)
-
-    return listener
-
-
-def points_of(operation: Callable[[], object]) -> list[str]:
-    """The names of all points that an operation passes."""
-    names: list[str] = []
-    with points.listening(recording(names, lambda _number, _name: None)):
-        operation()
-    return names
-
-
-def refused_at(
-    numbers: Collection[int], code: int, *, spared: Collection[str] = ()
-) -> Callable[[int, str], None]:
-    """The kernel says no at these points, counted from 0, unless one of `spared` is in their name."""
-
-    def refuse(number: int, name: str) -> None:
-        if number in numbers and not any(words in name for words in spared):
-            raise KernelError(name, f"{os.strerror(code)} ({errno.errorcode[code]})", errno=code)
-
-    return refuse
-
-
-def killed_at(victim: int) -> Callable[[int, str], None]:
-    """The process dies at this point."""
-
-    def kill(number: int, name: str) -> None:
-        if number == victim:
-            raise Killed(name)
-
-    return kill
-
-
-def attempt(
-    operation: Callable[[], object], refuse: Callable[[int, str], None]
-) -> DatapathError | Killed | None:
-    """The error that an operation ended with, None where it was completed."""
-    with points.listening(recording([], refuse)):
-        try:
-            operation()
-        except (DatapathError, Killed) as error:
-            return error
-    return None
-
-
-def countless(text: str) -> str:
-    """Without the numbers of generations."""
-    return re.sub(r"\d{6}", "N", text)
-
-
-def differences(got: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """What of two snapshots differs, in words."""
-    found = []
-    for part, wanted in expected.items():
-        if got[part] == wanted:
-            continue
-        if isinstance(wanted, dict):
-            keys = [key for key in {*wanted, *got[part]} if wanted.get(key) != got[part].get(key)]
-            found += [
-                f"{part} {key}: {got[part].get(key)} instead of {wanted.get(key)}" for key in sorted(keys)
-            ]
+def proceed(site: Site, target: Policy, new: Policy) -> None:
+    """What comes after a kill."""
+    verb = target[0]
+    if verb == ROLLBACK:
+        site.controller.rollback(1)
+    elif verb == RESTARTED:
+        if new[0] == "none":
+            site.apply(*new)
         else:
-            found.append(f"{part}: {got[part]} instead of {wanted}")
-    return found
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    # What reaches the disk is tested where it matters; here it would be most of the time. So would be reading
-    # the same few policies, and writing a log that nobody reads.
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(controller_module, "parse_policy", functools.cache(parse_policy))
-    before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield Site(tmp_path, monkeypatch)
-    structlog.configure(**before)
+            site.start_daemon(*new)
+    elif verb == DAEMON:
+        look = site.look()
+        assert not look.failed
+        assert not look.held
+    else:
+        site.apply(*target)
 
 
 @pytest.mark.parametrize(("old", "new", "hook"), CASES)
@@ -229,63 +98,93 @@ def test_refused_once(site: Site, old: Policy, new: Policy, hook: Hook) -> None:
     before = site.kernel.snapshot()
     names = points_of(lambda: site.apply(*new))
     after = site.kernel.snapshot()
+    is_teardown = new[0] == "none"
     refused = 0
     for number, name in enumerate(names):
         for code in ERRNOS:
             where = f"{name}: {errno.errorcode[code]}"
             site.again()
-            error = attempt(lambda: site.apply(*new), refused_at({number}, code))
+            error = attempt(lambda: site.apply(*new), {number: refusal(code)})
             if error is None:
-                assert not differences(site.kernel.snapshot(), after), where
+                assert not site.differences(after), where
                 continue
             refused += 1
             assert countless(name) in countless(str(error)), where
             assert errno.errorcode[code] in str(error), where
-            if new[0] != "none":
-                assert not differences(site.kernel.snapshot(), before), where
-        finish = new if new[0] == "none" else old
-        assert new[0] == "none" or not site.apply(*finish), f"{name}: nothing is left to do"
-        assert not differences(site.kernel.snapshot(), (after if new[0] == "none" else before)), name
+            if not is_teardown:
+                assert not site.differences(before), where
+        finish, expected = (new, after) if is_teardown else (old, before)
+        assert not site.apply(*finish) or is_teardown, f"{name}: nothing is left to do"
+        assert not site.differences(expected), name
     assert refused > len(names) * len(ERRNOS) // 2
     assert len(names) > 5
 
 
 @pytest.mark.parametrize(("old", "new", "hook"), CASES)
-def test_refused_again_while_going_back(site: Site, old: Policy, new: Policy, hook: Hook) -> None:
-    """The way back is refused, too, at each of its points in turn: the next apply of either policy cleans up."""
+def test_faults_while_going_back(site: Site, old: Policy, new: Policy, hook: Hook) -> None:
+    """The way back is refused, too, or killed: the next apply of either policy cleans up."""
     site.begin(*old, hook)
     before = site.kernel.snapshot()
     names = points_of(lambda: site.apply(*new))
     after = site.kernel.snapshot()
     for first, name in enumerate(names):
-        for second in range(first + 1, first + 1 + len(names), 5):
+        for second in range(first + 1 + first % 5, first + 1 + len(names), 5):
             site.again()
-            numbers = {first, second + first % 5}
-            if attempt(lambda: site.apply(*new), refused_at(numbers, errno.ENOMEM, spared=SPARED)) is None:
+            again = refusal(errno.ENOMEM) if (first + second) % 2 else Killed
+            if attempt(lambda: site.apply(*new), {first: refusal(errno.ENOMEM), second: again}) is None:
                 continue
-            target, expected = (new, after) if second % 2 or new[0] in PINNED else (old, before)
+            target, expected = (new, after) if second % 4 > 1 or new[0] in PINNED else (old, before)
             site.apply(*target)
-            assert not differences(site.kernel.snapshot(), expected), f"{name}, then number {second}"
+            assert not site.differences(expected), f"{name}, then number {second}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [change for change in CHANGES if change[1] in {"two", "vlan", "other vlan", "one"}]
+)
+def test_second_pass(site: Site, old: str, new: str) -> None:
+    """Somebody undoes a part of the change while it is carried out, so that it takes two passes."""
+    site.begin("none", "nft")
+    bare = site.kernel.snapshot()
+    site.begin(old, "ebpf")
+    before = site.kernel.snapshot()
+    plain = len(points_of(lambda: site.apply(new, "ebpf")))
+    site.again_meddled()
+    names = points_of(lambda: site.apply(new, "ebpf"))
+    after = site.kernel.snapshot()
+    assert len(names) > plain, "a second pass"
+    targets = ((old, before), (new, after), ("none", bare))
+    for first in range(plain - 4, len(names)):
+        for second in range(first + 1, first + 1 + len(names)):
+            site.again_meddled()
+            again = refusal(errno.ENOMEM) if (first + second) % 2 else Killed
+            attempt(lambda: site.apply(new, "ebpf"), {first: refusal(errno.ENOMEM), second: again})
+            target, expected = targets[second % 3]
+            site.apply(target, "ebpf")
+            assert not site.differences(expected), f"{names[first]}, then number {second}, then {target}"
 
 
 @pytest.mark.parametrize(("old", "new", "hook"), CASES)
 def test_killed(site: Site, old: Policy, new: Policy, hook: Hook) -> None:
-    """Killed at any point, the next apply of either policy, rollback or teardown leaves exactly its own state."""
+    """Killed at any point, whatever comes next leaves exactly its own state."""
     site.begin("none", "nft", hook)
     bare = site.kernel.snapshot()
     site.begin(*old, hook)
     before = site.kernel.snapshot()
     names = points_of(lambda: site.apply(*new))
     after = site.kernel.snapshot()
+    is_moved = new[0] in PINNED
     for number, name in enumerate(names):
         # Ids that a policy does not pin stay what they are: half of the new policy may be in force already.
-        unmoved = (old, before) if new[0] not in PINNED else (new, after)
-        for target, expected in ((new, after), unmoved, (("none", ""), bare)):
+        unmoved = (old, before) if not is_moved else (new, after)
+        targets = [(new, after), unmoved, (("none", ""), bare), ((DAEMON, ""), {}), ((RESTARTED, ""), after)]
+        if old[0] != "none":
+            targets.append(((ROLLBACK, ""), {} if is_moved else before))
+        for turn in (number, number + 3):
+            target, expected = targets[turn % len(targets)]
+            where = f"killed before {name}, then {target[0]}"
             site.again()
-            assert isinstance(attempt(lambda: site.apply(*new), killed_at(number)), Killed)
-            site.apply(*target)
-            assert not differences(site.kernel.snapshot(), expected), (
-                f"killed before {name}, then {target[0]}"
-            )
+            assert isinstance(attempt(lambda: site.apply(*new), {number: Killed}), Killed)
+            proceed(site, target, new)
+            assert not site.differences(expected or site.kernel.snapshot()), where
             drift = site.controller.status()
-            assert drift is None or not drift.steps, name
+            assert drift is None or not drift.steps, where
