@@ -289,7 +289,7 @@ class Controller:
             before,
             pending=before.pending and dataclasses.replace(before.pending, watched=watched),
             record=record,
-            ids=_id_facts(plan.ids),
+            ids=id_facts(plan.ids),
             fwmark_mask=plan.fwmark_mask,
             generation=state.generation + 1,
             policy=loaded.source.text,
@@ -384,7 +384,8 @@ def _unmark(plan: Plan, facts: Facts) -> tuple[MarkChange, ...]:
     )
 
 
-def _id_facts(ids: tuple[NetworkIds, ...]) -> tuple[IdFacts, ...]:
+def id_facts(ids: tuple[NetworkIds, ...]) -> tuple[IdFacts, ...]:
+    """As the state keeps them."""
     return tuple(
         IdFacts(name=item.name, fwmark=item.fwmark, table=item.table, slot=item.slot) for item in ids
     )

@@ -105,7 +105,7 @@ def _ask(question: Callable[[Rtnl], _Part]) -> _Part:
         return question(rtnl)
 
 
-def observe_facts(state: State, sight: Sight | None = None, *, policies: Iterable[str] = ()) -> Facts:
+def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[str, ...] = ()) -> Facts:
     """What the compiler may know of this host. Ids come from the kernel, else from the state.
 
     Args:
@@ -113,7 +113,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: Iterabl
         sight: what was read already.
         policies: texts of the policies that are to be compiled; default: the one in force.
     """
-    texts = tuple(policies) or (state.policy,)
+    texts = policies or (state.policy,)
     sight = sight or Sight()
     found = sight.table()
     live = parse_ids(found[1]) if found else LiveIds()

@@ -67,7 +67,7 @@ def _view(state: State, loaded: LoadedPolicy | None, host: HostView) -> PolicyVi
         if not state.policy:
             return None
         loaded = parse_policy(state.policy.encode(), state.policy_name)
-    facts = observe_facts(state, policy=loaded.source.text)
+    facts = observe_facts(state, policies=(loaded.source.text,))
     if is_in_force:
         facts = facts.model_copy(update={"ebpf_refused": state.ebpf_refused})
     try:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from datapath.compiler import compile_policy
-from datapath.controller import facts_in_force
+from datapath.controller import facts_in_force, id_facts
 from datapath.errors import CompileError, DatapathError, KernelError
 from datapath.facts import Facts
 from datapath.kernel import ingress, steering
@@ -125,7 +125,7 @@ class Healer:
         self._program_may_differ = True
         self._glance: tuple[tuple[int, ...], ...] = ()
         self._sight = Sight()
-        self._unwritten: tuple[State, Record] | None = None
+        self._unwritten: tuple[State, State] | None = None
         self.backoff = Backoff()
 
     def close(self) -> None:
@@ -167,12 +167,13 @@ class Healer:
             plan = self._desired(state)
             actual = observe(plan, state, self._sight)
             changes = reconcile(actual, plan, state.record)
-            state = self._save_record(state, changes.before)
+            state = self._save(state, dataclasses.replace(state, record=changes.before))
             with Executor() as executor:
                 look = self._repair(state, plan, actual, changes.steps, executor)
             look = dataclasses.replace(look, began_s=began)
             if not look.failed and not look.held:
-                self._save_record(state, changes.after)
+                state = self._save(look.state, _done(look.state, plan, changes.after))
+                look = dataclasses.replace(look, state=state)
             self._follow_program(plan, look)
             return look
 
@@ -257,35 +258,34 @@ class Healer:
                 raise
             executor.run(AddRoute(step.route, step.route))
 
-    def _save_record(self, state: State, record: Record) -> State:
+    def _save(self, state: State, wanted: State) -> State:
         """Only where it differs: an fsync takes longer than most repairs.
 
         Whoever is not served now suffers more than who would miss the record after a crash: where it cannot be
         written (full, read-only), it stays in memory until it can.
         """
         written = self._unwritten[0] if self._unwritten else state
-        if state.record == record and self._unwritten is None:
+        if state == wanted and self._unwritten is None:
             return state
-        state = dataclasses.replace(state, record=record)
         try:
-            self._directory.save(state)
+            self._directory.save(wanted)
         except DatapathError as error:
             if self._unwritten is None:
                 self._log.error("state_not_written", error=str(error), hint=error.hint)
-            self._unwritten = (written, record)
+            self._unwritten = (written, wanted)
         else:
             self._unwritten = None
-        return state
+        return wanted
 
     def _with_unwritten(self, state: State) -> State:
-        """The state with the record that could not be written, unless somebody has written another since."""
+        """The state that could not be written, unless somebody has written another since."""
         if self._unwritten is None:
             return state
-        written, record = self._unwritten
+        written, wanted = self._unwritten
         if state != written:
             self._unwritten = None
             return state
-        return dataclasses.replace(state, record=record)
+        return wanted
 
     def _follow_program(self, plan: Plan, look: Look) -> None:
         synced = any(isinstance(step, SyncIngress | ExtendSteering | TrimSteering) for step in look.done)
@@ -294,6 +294,13 @@ class Healer:
             with contextlib.suppress(KernelError):  # a device that is missing: there will be another look
                 self._steering.follow(plan.steering)
             self._program_may_differ = False
+
+
+def _done(state: State, plan: Plan, record: Record) -> State:
+    """After the last step; marks that an apply was killed over have been carried over, and are so only once."""
+    if not plan.mark_changes:
+        return dataclasses.replace(state, record=record)
+    return dataclasses.replace(state, record=record, ids=id_facts(plan.ids), fwmark_mask=plan.fwmark_mask)
 
 
 def _glance(plan: Plan) -> tuple[tuple[int, ...], ...]:

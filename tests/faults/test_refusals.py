@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel operation is refused once: the apply says which one, and everything is as before."""
+"""Every kernel operation is refused once: the apply says which one, everything is as before, and nothing is left over.
+
+What could be left over: eBPF programs and maps, counted by their ids, qdiscs and file descriptors.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from datapath.kernel.bpf import attachments
+from tests.faults.leaks import objects_with_mask
 from tests.faults.zygote import Zygote
 from tests.netns.nodes import Node, inside, node, quick_dump
 from tools.lab.dump import difference, dump_namespace
@@ -26,15 +31,19 @@ ERRNOS = (
     errno.ENOBUFS,
     errno.ETIMEDOUT,
 )
+#: Nobody else's: what we leave in the kernel is told by it from what other tests have there.
+MASK = 0x03FC0000
 OLD = """\
 version: 1
 backend: {backend}
+marks: {{mask: 0x03fc0000}}
 networks:
   - {{name: a, interface: eth1, vips: [10.1.0.0/24], gateway: 10.1.0.1}}
 """
 NEW = """\
 version: 1
 backend: {backend}
+marks: {{mask: 0x03fc0000}}
 networks:
   - {{name: a, interface: eth1, vips: [10.1.0.0/24, "2001:db8:1::/64"], gateway: [10.1.0.2, "2001:db8:1::1"]}}
   - {{name: b, interface: eth2, vips: [10.2.0.0/24], gateway: 10.2.0.1, strict_arp: true}}
@@ -47,10 +56,14 @@ def bare() -> Iterator[Node]:
         yield built
 
 
-@pytest.fixture(scope="module")
-def zygote(bare: Node) -> Iterator[Zygote]:
-    with Zygote(bare.namespace) as running:
-        yield running
+@pytest.fixture(scope="module", params=["auto", "clsact"])
+def zygote(bare: Node, request: pytest.FixtureRequest) -> Iterator[Zygote]:
+    """With the hook that the kernel has, and with a qdisc, which is more to leave behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "auto":
+            patch.setenv(attachments.ENVIRONMENT, request.param)
+        with Zygote(bare.namespace) as running:
+            yield running
 
 
 def write(folder: Path, name: str, text: str, backend: str) -> str:
@@ -72,7 +85,8 @@ def test_refused_at_every_point(bare: Node, zygote: Zygote, tmp_path: Path, back
     state = tmp_path / "state"
     old, new = write(tmp_path, "old", OLD, backend), write(tmp_path, "new", NEW, backend)
     assert not zygote.ask("apply", state, policy=old)["error"]
-    before, quick = dump_namespace(bare.namespace), look(bare)
+    before, quick, objects = dump_namespace(bare.namespace), look(bare), objects_with_mask(MASK)
+    assert objects["programs"] == objects["descriptions"] == (1 if backend == "ebpf" else 0)
     whole = zygote.ask("apply", state, policy=new)
     assert not whole["error"]
     names = whole["points"]
@@ -89,6 +103,8 @@ def test_refused_at_every_point(bare: Node, zygote: Zygote, tmp_path: Path, back
             assert errno.errorcode[code] in answer["error"], answer["error"]
             assert re.sub(r"\d{6}", "N", name) in re.sub(r"\d{6}", "N", answer["error"]), answer["error"]
         assert answer["fds"] == 0, f"refused: {name}"
+        if answer["error"]:
+            assert objects_with_mask(MASK) == objects, f"refused: {name}"
         left = zygote.ask("apply", state, policy=old)
         assert not left["error"], f"refused: {name}: {left['error']}"
         assert not answer["error"] or not left["changed"], f"refused: {name}: the rollback left something"
@@ -96,3 +112,5 @@ def test_refused_at_every_point(bare: Node, zygote: Zygote, tmp_path: Path, back
     assert difference(before, dump_namespace(bare.namespace)) == ""
     assert tried > len(names) // 2
     assert not zygote.ask("teardown", state)["error"]
+    assert set(objects_with_mask(MASK).values()) == {0}
+    assert "clsact" not in bare.run("tc", "qdisc", "show")

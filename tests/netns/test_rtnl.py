@@ -238,8 +238,9 @@ def test_a_missing_device_is_named_and_nothing_is_sent() -> None:
     rule = numbered(1)[0]
     route = Route(700_001, IPv4Network("0.0.0.0/0"), "nowhere")
     with Rtnl() as rtnl:
-        with pytest.raises(KernelError, match="find device nowhere: no such device"):
+        with pytest.raises(KernelError, match="find device nowhere: no such device") as refused:
             rtnl.change([FibChange(Verb.ADD, rule), FibChange(Verb.ADD, route)])
+        assert refused.value.errno == errno.ENODEV
         assert rtnl.rules()[0] == frozenset()
 
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datapath.compiler.host import NO_SOURCE_LOOKUP, STRICT_ARP
+from datapath.kernel import sysctl
 from datapath.plan.rtnl import Sysctl
 from datapath.reconcile.actual import Record, Saved
-from datapath.reconcile.sysctls import ALL, diff_sysctls, inherited, rp_filter_key, split_by_device
+from datapath.reconcile.sysctls import ALL, Caution, diff_sysctls, inherited, rp_filter_key, split_by_device
 
 DEVICES = ("default", "lo", "eth0", "eth1", "eth2")
 LEVELS = st.sampled_from(["0", "1", "2"])
@@ -98,6 +100,56 @@ def test_a_change_that_is_killed_anywhere_is_completed_or_undone(
         assert kernel.effective(device) == (0 if device in last else before[device])
     kernel.apply(set())
     assert kernel.values == values
+
+
+@fast
+@given(NODES, EXEMPTIONS, st.sets(st.integers(0, 12), max_size=3))
+def test_nobody_is_checked_less_where_steps_are_refused(
+    values: dict[str, str], exemptions: list[set[str]], refused: set[int]
+) -> None:
+    """Whoever goes on after a refusal; and the next change finds the way back from there."""
+    kernel = Kernel(values)
+    before = {device: kernel.effective(device) for device in DEVICES}
+    last: set[str] = set()
+    for exempt in [*exemptions, set[str]()]:
+        changes = diff_sysctls(kernel.values, (), exempt, kernel.record)
+        caution = Caution()
+        for number, step in enumerate((*changes.loosen, *changes.tighten)):
+            if number in refused:
+                caution.not_done(step)
+            elif not caution.forbids(step):
+                kernel.values[step.key] = step.new
+            for device in set(DEVICES) - exempt - last:
+                assert kernel.effective(device) >= before[device]
+        kernel.record = Record(changes.saved)
+        last |= exempt
+    kernel.apply(set())
+    assert kernel.values == values
+
+
+def test_a_device_that_is_no_longer_exempt_is_checked_again_at_the_end() -> None:
+    kernel = Kernel({rp_filter_key(device): "1" for device in ("all", *DEVICES)})
+    kernel.apply({"eth0", "eth1"})
+    changes = diff_sysctls(kernel.values, (), {"eth0"}, kernel.record)
+    assert changes.loosen == ()
+    assert [(step.key, step.new) for step in changes.tighten] == [(rp_filter_key("eth1"), "1")]
+    kernel.values[ALL] = "2"
+    changes = diff_sysctls(kernel.values, (), {"eth0"}, kernel.record)
+    keys = [step.key for step in changes.loosen]
+    assert keys.index(rp_filter_key("eth1")) < keys.index(ALL), "it is checked at this moment, and stays so"
+
+
+def test_what_a_device_to_come_inherits_is_all_that_a_plan_sets() -> None:
+    assert {*STRICT_ARP, *NO_SOURCE_LOOKUP, "rp_filter"} <= set(sysctl._INHERITED)
+
+
+def test_a_record_grows_without_forgetting() -> None:
+    first = Record({"a": Saved("0", "1 2"), "b": Saved("0", "1")}, frozenset({"x"}), frozenset({"p"}))
+    later = Record({"a": Saved("5", "2 3")}, frozenset({"y"}))
+    assert first.also(later) == Record(
+        {"a": Saved("5", "1 2 3"), "b": Saved("0", "1")}, frozenset({"x", "y"}), frozenset({"p"})
+    )
+    assert first.also(first) == first
 
 
 @fast
