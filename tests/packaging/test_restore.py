@@ -96,7 +96,7 @@ def test_devices_that_come_later_hold_nothing_up(node: Node) -> None:
     _run(node, "restore")
     assert "dev eth0" in node.ns.run("ip", "route", "show", "table", "all", "proto", "78")
     assert node.ns.run("nft", "list", "tables") != ""
-    assert "goto" in node.ns.run("ip", "rule", "show")
+    assert "lookup 7000" in node.ns.run("ip", "rule", "show")
     node.add_device(DEVICES[1])
     _run(node, "apply", str(node.policy))
     assert node.has(before)

@@ -153,7 +153,7 @@ def test_teardown_with_a_full_directory(node: MountedNode) -> None:
 
 
 def _rule(node: MountedNode) -> None:
-    line = next(line for line in node.ns.run("ip", "rule", "show").splitlines() if "goto" in line)
+    line = next(line for line in node.ns.run("ip", "rule", "show").splitlines() if "lookup 7000" in line)
     node.ns.run("ip", "rule", "del", "priority", line.partition(":")[0])
 
 
