@@ -53,7 +53,7 @@ class Executor:
         """
         if isinstance(step, NftTransaction) and not step.follows:
             transaction.check(step.text)
-        elif isinstance(step, SyncIngress) and step.program.networks:
+        elif isinstance(step, SyncIngress) and step.program.networks and not step.stays:
             ingress.verify(step.program)
         elif isinstance(step, ExtendSteering):
             steering.verify(step.program)

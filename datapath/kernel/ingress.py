@@ -19,8 +19,10 @@ _verified: list[bpf.LoadedIngress] = []
 def observe(desired: IngressProgram) -> ActualIngress:
     """What is attached, and in which way it is not as desired."""
     state = bpf.observe_ingress()
+    stays = False
     try:
-        differences = _describe(bpf.compare_ingress(desired, state))
+        diff = bpf.compare_ingress(desired, state)
+        differences, stays = _describe(diff), not diff.reload
     except KernelError as error:
         if error.errno != errno.ENODEV:
             raise
@@ -35,6 +37,7 @@ def observe(desired: IngressProgram) -> ActualIngress:
         ahead=state.ahead,
         filtered=state.filtered,
         taken=state.taken,
+        stays=stays,
     )
 
 
@@ -106,7 +109,7 @@ def _update_in_place(
     desired: IngressProgram, state: bpf.IngressState, diff: bpf.IngressDiff, filtered: frozenset[str]
 ) -> None:
     if diff.update is not None:
-        bpf.update_entries(diff.update, desired)
+        bpf.update_entries(diff.update, desired, state)
     if diff.attach:
         program_id = next(state.attached[name] for name in desired.attachments if name in state.attached)
         with bpf.LoadedIngress.open(program_id) as loaded:

@@ -76,7 +76,7 @@ class Sight:
         return self._read("rules", lambda: _ask(Rtnl.rules))
 
     def routes(self) -> frozenset[Route]:
-        return self._read("routes", lambda: _ask(Rtnl.routes))
+        return self._read("routes", lambda: _ask(lambda rtnl: rtnl.routes(self._devices())))
 
     def sysctls(self, keys: frozenset[str]) -> dict[str, str]:
         return self._read_for("sysctls", keys, lambda: sysctl.observe(keys))

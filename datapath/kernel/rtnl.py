@@ -133,8 +133,10 @@ class Rtnl:
             foreign += others
         return frozenset(ours), tuple(foreign)
 
-    def routes(self) -> frozenset[Route]:
-        """Our routes, by protocol id, in all tables."""
+    def routes(self, devices: Devices | None = None) -> frozenset[Route]:
+        """Our routes, by protocol id, in all tables; `devices` if they were read before."""
+        if devices is not None:
+            self._names = dict(devices.names)
         return frozenset(
             route
             for family, number in AF.items()

@@ -18,6 +18,8 @@ from datapath.reconcile.actual import ActualSteering
 
 def observe(desired: SteeringProgram) -> ActualSteering:
     """What is attached, what is missing and what is too much."""
+    if not desired.attachments and not attachments.is_loaded(Direction.EGRESS):
+        return ActualSteering(hook=attachments.preferred_hook())
     state = steering.observe_steering()
     try:
         missing, surplus = _describe(steering.compare_steering(desired, state))

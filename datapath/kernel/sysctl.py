@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from datapath.errors import KernelError
 
 ROOT = Path("/proc/sys")
 _IPV4_CONF = "net/ipv4/conf"
+#: More than any value of these has.
+_VALUE_BYTES = 4096
 #: Read for every device: exempting one device from rp_filter touches all of them.
 _PER_DEVICE = ("rp_filter",)
 #: Read for `default`: what a VLAN device that we create will start with. All that a plan may set for a device.
@@ -18,10 +21,17 @@ _INHERITED = ("rp_filter", "arp_ignore", "arp_announce", "accept_local")
 
 def read(key: str) -> str | None:
     """Present value, or None where the kernel or the device is not there."""
+    # Without Python's file objects, which take five times as long: a large node has thousands of these.
     try:
-        return (ROOT / key).read_text(encoding="ascii").strip()
+        file = os.open(f"{ROOT}/{key}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(file, _VALUE_BYTES).decode("ascii").strip()
+    except OSError:
+        return None
+    finally:
+        os.close(file)
 
 
 def write(key: str, value: str) -> None:

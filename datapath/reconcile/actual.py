@@ -140,6 +140,7 @@ class ActualIngress:
         ahead: device and name of each program of others that sees packets before ours.
         filtered: with tcx, the devices that have a filter all the same and keep it.
         taken: with tcx, the devices where a filter of others leaves no place for ours.
+        stays: the program that runs can serve as it is; only maps or attachments differ, if anything.
     """
 
     attached: frozenset[str] = frozenset()
@@ -150,6 +151,7 @@ class ActualIngress:
     ahead: tuple[tuple[str, str], ...] = ()
     filtered: frozenset[str] = frozenset()
     taken: frozenset[str] = frozenset()
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,9 @@ def reconcile(
     needed = _needed_clsact(actual, program, steering) | filtered | _kept_clsact(desired, record)
     released = record.clsact - needed
     ingress = (
-        [SyncIngress(program, released, filtered)] if _ingress_differs(actual, program, released) else []
+        [SyncIngress(program, released, filtered, actual.ingress.stays)]
+        if _ingress_differs(actual, program, released)
+        else []
     )
     nft = [NftTransaction(text)] if text else []
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]

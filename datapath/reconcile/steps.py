@@ -122,11 +122,13 @@ class SyncIngress:
     Attributes:
         clsact: devices whose clsact qdisc we made and need no more: it goes if nobody else uses it.
         filtered: with tcx, the devices that get or keep a filter all the same.
+        stays: no other program need be loaded.
     """
 
     program: IngressProgram
     clsact: frozenset[str] = frozenset()
     filtered: frozenset[str] = frozenset()
+    stays: bool = False
 
     def describe(self) -> str:
         devices = ", ".join(self.program.attachments) or "no device"

@@ -98,6 +98,17 @@ def _name(program_id: int) -> str:
         return ""
 
 
+def is_loaded(direction: Direction) -> bool:
+    """Whether a program of ours for this direction is loaded at all, in whatever namespace: else none is attached.
+
+    A node has some hundred programs at most, but may have thousands of devices.
+
+    Raises:
+        KernelError: without CAP_SYS_ADMIN programs cannot be listed.
+    """
+    return any(_name(number) == PROGRAM_NAMES[direction] for number in libbpf.program_ids())
+
+
 def observe_attachments(direction: Direction) -> Attachments:
     """Everything that is attached, read from the kernel only.
 

@@ -275,8 +275,13 @@ def detach(ifname: str, *, remove_clsact: bool) -> bool:
     return attachments.detach(ifname, remove_clsact=remove_clsact)
 
 
-def update_entries(program_id: int, desired: IngressProgram) -> bool:
+def update_entries(program_id: int, desired: IngressProgram, actual: IngressState | None = None) -> bool:
     """Bring the maps of an attached program to the desired state, element by element; see `write_tables`.
+
+    Args:
+        program_id: of the program.
+        desired: what it must know.
+        actual: as observed just now; it is not read again then.
 
     Returns:
         whether anything differed.
@@ -284,9 +289,9 @@ def update_entries(program_id: int, desired: IngressProgram) -> bool:
     Raises:
         KernelError: the program is gone, a device does not exist, or a map is full.
     """
-    tables = resolve(desired, tc.ifindexes())
+    tables = resolve(desired, actual.ifindexes if actual else tc.ifindexes())
     with LoadedIngress.open(program_id) as loaded:
-        return loaded.write_tables(tables)
+        return loaded.write_tables(tables, actual.programs[program_id].tables if actual else None)
 
 
 def read_counters(program_id: int) -> SlotCounters:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 from datapath.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 _ENOENT: Final = 2
@@ -170,6 +170,17 @@ def program_fd_by_id(program_id: int) -> OwnedFd:
         KernelError: `errno` 2 if there is none of that id.
     """
     return OwnedFd(check(f"open bpf program {program_id}", library().bpf_prog_get_fd_by_id(program_id)))
+
+
+def program_ids() -> Iterator[int]:
+    """All loaded programs of the machine, in ascending order."""
+    number = ctypes.c_uint32()
+    while True:
+        result = library().bpf_prog_get_next_id(number, ctypes.byref(number))
+        if result == -_ENOENT:
+            return
+        check("list bpf programs", result)
+        yield number.value
 
 
 def program_info(program: OwnedFd) -> ProgramInfo:

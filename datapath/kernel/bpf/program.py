@@ -51,12 +51,16 @@ class LoadedIngress(LoadedProgram):
     def _trie(self, table: PrefixTable, version: int) -> libbpf.Map:
         return self._maps[abi.PREFIX_MAPS[table.value, version]]
 
-    def write_tables(self, desired: IngressTables) -> bool:
+    def write_tables(self, desired: IngressTables, actual: IngressTables | None = None) -> bool:
         """Make the maps hold exactly `desired`, touching only elements that differ; add before delete.
 
         Prefixes are added before the networks that ask for them and removed after them: a new network is never
         checked against half of its lists. A change of one network's rules is not atomic as a whole; where
         that matters, load a new program and switch.
+
+        Args:
+            desired: the contents.
+            actual: what `read_tables` said just now, if it was asked.
 
         Returns:
             whether anything differed.
@@ -64,7 +68,7 @@ class LoadedIngress(LoadedProgram):
         Raises:
             KernelError: a map is full or the kernel refused; elements already written stay.
         """
-        actual = self.read_tables()
+        actual = actual or self.read_tables()
         if actual == desired:
             return False
         self._clear_counters(desired.slots - actual.slots)
