@@ -276,18 +276,20 @@ class Controller:
         """Write down what is about to become ours, carry it out, verify, probe, and remember the policy."""
         loaded, plan, changes = prepared.loaded, prepared.plan, prepared.changes
         record = changes.after
-        before = dataclasses.replace(state, pending=_probation(state, confirm_s) if confirm_s else None)
-        if changes.steps or before.pending:
+        probation = _probation(state, confirm_s) if confirm_s else None
+        # Killed from here on, a change on probation that this one replaces or undoes is still on probation.
+        before = dataclasses.replace(state, pending=probation or state.pending)
+        if changes.steps or probation:
             undertaking.announce(before, changes.before)
-        if before.pending:
-            start_guardian(self._directory, before.pending, has_probes=bool(loaded.policy.probes))
+        if probation:
+            start_guardian(self._directory, probation, has_probes=bool(loaded.policy.probes))
         if changes.steps:
             undertaking.run(changes.steps)
             record = undertaking.verify(plan.settled, dataclasses.replace(before, record=record))
         watched = probing.judge(plan.ids)
         done = dataclasses.replace(
             before,
-            pending=before.pending and dataclasses.replace(before.pending, watched=watched),
+            pending=probation and dataclasses.replace(probation, watched=watched),
             record=record,
             ids=id_facts(plan.ids),
             fwmark_mask=plan.fwmark_mask,

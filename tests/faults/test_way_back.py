@@ -13,6 +13,7 @@ import pytest
 
 from datapath import controller, points
 from datapath.compiler import compile_policy
+from datapath.confirmation import undo
 from datapath.errors import CompileError, DatapathError, InputError, KernelError, Problem
 from datapath.facts import Facts
 from datapath.generations import History
@@ -20,6 +21,7 @@ from datapath.plan.model import Plan
 from datapath.plan.tc import Hook
 from datapath.policy import Policy
 from datapath.reconcile.sysctls import ALL, rp_filter_key
+from tests.fake_kernel.policies import policy
 from tests.fake_kernel.site import Killed, Site, attempt, points_of, refusal
 
 ENOMEM = refusal(errno.ENOMEM)
@@ -191,3 +193,31 @@ def _refusing(*words: str) -> points.Listener:
             raise ENOMEM(name)
 
     return listener
+
+
+def test_a_kill_leaves_an_unconfirmed_change_on_probation(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is undone, and while another policy takes its place: it never stays without being confirmed."""
+    monkeypatch.setattr(controller, "start_guardian", lambda *_, **__: None)
+    site.begin("one", "ebpf")
+    before = site.kernel.snapshot()
+
+    def on_probation() -> str:
+        site.again()
+        site.controller.apply(policy("two", "ebpf"), confirm_s=600)
+        pending = site.directory.load().pending
+        assert pending is not None
+        return pending.token
+
+    def undone() -> object:
+        return undo(site.directory, site.controller, token)
+
+    for way in (undone, lambda: site.apply("vips", "ebpf"), lambda: site.apply("none", "")):
+        token = on_probation()
+        for number, name in enumerate(points_of(way)):
+            token = on_probation()
+            assert isinstance(attempt(way, {number: Killed}), Killed), name
+            undone()
+            assert site.directory.load().policy_name == "one.yaml", f"killed before {name}"
+            assert not site.differences(before), f"killed before {name}"
