@@ -24,6 +24,25 @@ from datapath.policy.model import NETWORKS_MAX
 #: that follow connection-tracking zones (up to 65535) and FRR's pbrd, which counts up from 10000.
 TABLE_BASE = 700_000
 SLOT_MAX = 0xFFFF
+#: The kernel keeps its tables in so many lists, by the low bits of their ids (FIB_TABLE_HASHSZ, FIB6_TABLE_HASHSZ),
+#: the newest first. Ours stay out of those of default (253), main and local: every routing look-up walks them.
+_LISTS = 256
+_LISTS_OF_OURS = 253
+_BASE_LIST = TABLE_BASE % _LISTS
+
+
+def table_of(index: int) -> int:
+    """The table with that number, from 1 up, among those that lie in no list of the system's own tables."""
+    block, position = divmod(index + _BASE_LIST, _LISTS_OF_OURS)
+    return TABLE_BASE - _BASE_LIST + block * _LISTS + position
+
+
+def _index_of(table: int) -> int:
+    """The reverse; negative for a table that somebody chose elsewhere."""
+    block, position = divmod(table - (TABLE_BASE - _BASE_LIST), _LISTS)
+    if table <= TABLE_BASE or position >= _LISTS_OF_OURS:
+        return -table
+    return block * _LISTS_OF_OURS + position - _BASE_LIST
 
 
 @dataclass
@@ -106,18 +125,17 @@ def allocate(
     tables = _allocate(
         needs,
         lambda need: need.table,
-        lambda need: need.network.table or 0,
-        lambda need: 0 if need.known.table in RESERVED_TABLES else need.known.table,
-        {name: TABLE_BASE + slot for name, slot in slots.items()},
-        base=TABLE_BASE,
-        freed=frozenset(ids.table - TABLE_BASE for ids in gone),
+        lambda need: _index_of(need.network.table) if need.network.table else 0,
+        lambda need: 0 if need.known.table in RESERVED_TABLES else _index_of(need.known.table),
+        slots,
+        freed=frozenset(_index_of(ids.table) for ids in gone),
     )
     _refuse_overflow(needs, marks, mask)
     return {
         need.network.name: NetworkIds(
             need.network.name,
             deposit(marks.get(need.network.name, 0), mask),
-            tables.get(need.network.name, 0),
+            _table(tables.get(need.network.name, 0)),
             slots.get(need.network.name, 0),
         )
         for need in needs
@@ -146,7 +164,6 @@ def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rena
     known: Callable[[_Need], int],
     wishes: dict[str, int],
     *,
-    base: int = 0,
     freed: frozenset[int] = frozenset(),
     limit: int = SLOT_MAX,
 ) -> dict[str, int]:
@@ -158,15 +175,19 @@ def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rena
         waiting = []
         for need in rest:
             number = source(need)
-            if number and pool.claim(number - base if base else number):
+            if number and pool.claim(number):
                 result[need.network.name] = number
             else:
                 waiting.append(need)
         rest = waiting
     for need in rest:
         wish = wishes.get(need.network.name, 0)
-        result[need.network.name] = base + pool.take(wish - base if wish else 0, freed, limit)
+        result[need.network.name] = pool.take(wish, freed, limit)
     return result
+
+
+def _table(index: int) -> int:
+    return table_of(index) if index > 0 else -index
 
 
 def _room(mask: int) -> int:

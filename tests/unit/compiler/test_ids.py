@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datapath.compiler import compile_policy
+from datapath.compiler.ids import TABLE_BASE
 from datapath.errors import CompileError
 from datapath.facts import Facts, IdFacts
 from datapath.plan.model import NetworkIds
@@ -156,3 +157,20 @@ def test_odd_numbers_from_the_kernel_do_no_harm(nonsense: IdFacts) -> None:
     assert all(item.fwmark and item.fwmark & ~0x0FFF0000 == 0 for item in found.values())
     assert all(item.table not in {0, 253, 254, 255} for item in found.values())
     assert found["a"].fwmark != found["b"].fwmark
+
+
+def test_no_table_lies_in_a_list_that_every_look_up_walks() -> None:
+    """FIB_TABLE_HASHSZ is 256: tables 254 and 255 share their lists with every id that has these low bits."""
+    plan = compile_policy(policy([{}] * 1000), Facts())
+    tables = [ids.table for ids in plan.ids]
+    assert len(set(tables)) == len(tables)
+    assert tables[0] == TABLE_BASE + 1
+    assert not {table % 256 for table in tables} & {253, 254, 255}
+    assert compile_policy(policy([{}] * 1000), facts_after(plan)).ids == plan.ids
+
+
+def test_a_table_that_an_earlier_version_chose_in_such_a_list_stays() -> None:
+    known = IdFacts(name="n0", fwmark=0x00010000, table=TABLE_BASE + 158, slot=1)
+    assert known.table % 256 == 254
+    plan = compile_policy(policy([{}, {}]), Facts(ids=(known,), fwmark_mask=0x0FFF0000))
+    assert [ids.table for ids in plan.ids] == [known.table, TABLE_BASE + 2]
