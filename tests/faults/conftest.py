@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests on the fake kernel share."""
+"""What tests on the fake kernel share; and programs that tests load again and again are compiled once a module."""
 
 from __future__ import annotations
 
@@ -13,9 +13,21 @@ import pytest
 import structlog
 
 from datapath import controller
+from datapath.kernel.bpf import objects
 from datapath.policy import parse_policy
 from datapath.service import healer
 from tests.fake_kernel.site import Site
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kept_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The compiler is no part of what is refused or killed here, and would be most of the time.
+
+    That a kept program is the compiled one is shown by tests/bpf/test_objects.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(objects.ENVIRONMENT, str(tmp_path_factory.mktemp("objects")))
+        yield
 
 
 @pytest.fixture
