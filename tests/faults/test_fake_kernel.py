@@ -244,7 +244,7 @@ def test_wild_sequences(both: Both, seed: int) -> None:
         for verb, name in EVENTS if chance.random() < 0.5 else ():
             if chance.random() < 0.4:
                 both.somebody(verb, name)
-    assert answers["done"] > 50
+    assert answers["done"] > 30
 
 
 @pytest.mark.bpf
