@@ -20,7 +20,7 @@ BENCH_ARGS ?=
 # Further options for the VM lane: make test-vm VM_ARGS='--kernel 6.1'
 VM_ARGS ?=
 
-.PHONY: help setup bench bench-quick test test-vm test-deb test-systemd lint fuzz mutate demo docs deb clean FORCE
+.PHONY: help setup bench bench-quick test test-full test-vm test-deb test-systemd lint fuzz mutate demo docs deb clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ setup: .stamps/setup ## install what the project needs: Debian packages by name,
 
 test: setup ## run the whole test suite, linters included (root: most tests use network namespaces)
 	$(PYTHON) -m pytest -q --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+
+test-full: export DATAPATH_TEST_FULL := 1
+test-full: test ## the same without samples: what tests/sampling.py leaves out for the sake of time, too
 
 test-vm: .stamps/setup-vm ## run the tests marked `vm` on Debian's 6.1 and 6.12 kernels, emulated
 	$(PYTHON) -m tools.vm $(VM_ARGS)
