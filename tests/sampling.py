@@ -8,24 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 #: Asked for by `make test-full`.
 FULL: Final = os.environ.get("DATAPATH_TEST_FULL") == "1"
-
-_Item = TypeVar("_Item")
-
-
-def sample(everything: Sequence[_Item], chosen: Sequence[_Item]) -> Sequence[_Item]:
-    """All of it in the full form, else the chosen ones.
-
-    Raises:
-        ValueError: what was chosen is not in there, so that the sample has become stale.
-    """
-    missing = [item for item in chosen if item not in everything]
-    if missing:
-        raise ValueError(f"not among what there is to sample: {missing}")
-    return everything if FULL else chosen
 
 
 def ends_of_runs(names: Sequence[str]) -> list[int]:
