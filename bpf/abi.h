@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* To be raised with every change of this file: a program of another version is replaced, never updated. */
-#define ABI_VERSION 4
+#define ABI_VERSION 5
 
 /* Slot 0 belongs to no network: it holds the source rules of all, and counts what is dropped before one is known. */
 #define SLOT_NONE 0
@@ -60,9 +60,11 @@ enum source_action {
 	SOURCE_DENY = 2,
 };
 
-/* Bits of `struct network.feasible_everywhere`. */
+/* Bits of `struct network.feasible_everywhere` and `more_vips`. */
 #define FEASIBLE_EVERYWHERE4 1
 #define FEASIBLE_EVERYWHERE6 2
+#define MORE_VIPS4 1
+#define MORE_VIPS6 2
 
 /* Where a network's packets are first seen. */
 struct network_key {
@@ -71,6 +73,10 @@ struct network_key {
 	__u16 vlan_id;
 };
 
+/*
+ * Of its VIP prefixes the first of each IP version lies here; dp_vips is asked only if there are more. None: address all
+ * ones, mask 0, which no address fits.
+ */
 struct network {
 	__u32 fwmark;         /* 0: leave the mark alone */
 	__u32 device_ifindex; /* where the IP stack sees the packet: not the trunk */
@@ -80,7 +86,11 @@ struct network {
 	__u8 check_martians;
 	__u8 source_check;
 	__u8 feasible_everywhere; /* FEASIBLE_EVERYWHERE4 and 6: its table has a default route, no prefix need be asked */
-	__u8 reserved;
+	__u8 more_vips;           /* MORE_VIPS4 and 6 */
+	__be32 vip4;
+	__be32 vip4_mask;
+	__be32 vip6[4];
+	__be32 vip6_mask[4];
 };
 
 struct counter {

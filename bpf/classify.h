@@ -26,6 +26,21 @@ static __always_inline _Bool is_ip(const struct frame *frame)
 	return frame->ethertype == ETH_P_IP || frame->ethertype == ETH_P_IPV6;
 }
 
+/*
+ * The usual frame is not looked at: the kernel has read its EtherType already, and goes by that. False: there may be a tag
+ * in the packet, or it is short.
+ */
+static __always_inline _Bool read_known_frame(struct __sk_buff *skb, struct cursor *cursor, struct frame *frame)
+{
+	frame->ethertype = BE16(skb->protocol);
+	if (!is_ip(frame))
+		return 0;
+	if (frame->vlan_id == 0)
+		frame->vlan_proto = 0;
+	cursor->offset = ETH_HLEN;
+	return 1;
+}
+
 static __always_inline struct network *find_network(struct __sk_buff *skb, const struct frame *frame)
 {
 	struct network_key key = {

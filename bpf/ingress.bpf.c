@@ -31,19 +31,20 @@ static __always_inline enum verdict decide(struct __sk_buff *skb, struct cursor 
 		well_formed = read_ipv4(cursor, packet_length(skb), packet_is_merged(skb), packet);
 	else
 		well_formed = read_ipv6(cursor, packet_length(skb), packet);
-	return well_formed ? check(skb, network, packet) : VERDICT_MALFORMED;
+	return well_formed ? check(skb, cursor, network, packet) : VERDICT_MALFORMED;
 }
 
 /* A frame hides its tag behind more priority tags than anyone has use for; the kernel would find it. */
 static __always_inline int guard(struct __sk_buff *skb)
 {
 	struct frame guarded = { .vlan_proto = VLAN_PROTO_GUARD };
+	struct cursor cursor = { .packet = skb };
 	struct ip_packet packet = {};
 
 	if (!find_network(skb, &guarded))
 		return TC_ACT_UNSPEC;
 	count(skb, SLOT_NONE, VERDICT_MALFORMED);
-	sample_drop(skb, SLOT_NONE, VERDICT_MALFORMED, &packet);
+	sample_drop(skb, SLOT_NONE, VERDICT_MALFORMED, &cursor, &packet);
 	return TC_ACT_SHOT;
 }
 
@@ -57,7 +58,7 @@ static __always_inline int ingress(struct __sk_buff *skb)
 	enum verdict verdict;
 
 	read_metadata_tag(skb, &frame);
-	result = read_frame(&cursor, &frame);
+	result = read_known_frame(skb, &cursor, &frame) ? FRAME_OK : read_frame(&cursor, &frame);
 	if (result == FRAME_TOO_MANY_TAGS)
 		return guard(skb);
 	if (result != FRAME_OK || !is_ip(&frame))
@@ -69,7 +70,7 @@ static __always_inline int ingress(struct __sk_buff *skb)
 	verdict = decide(skb, &cursor, &frame, network, &packet);
 	count(skb, network->slot, verdict);
 	if (verdict != VERDICT_PASS) {
-		sample_drop(skb, network->slot, verdict, &packet);
+		sample_drop(skb, network->slot, verdict, &cursor, &packet);
 		return TC_ACT_SHOT;
 	}
 	if (network->fwmark)

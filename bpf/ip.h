@@ -34,8 +34,7 @@ struct ip_packet {
 	__u8 protocol;
 	__u8 hop_limit;
 	__u8 icmp_type; /* of an unfragmented ICMPv6 message, otherwise 0 */
-	__u16 source_port;
-	__u16 destination_port;
+	__u32 end; /* of the packet in the frame, or 0 for a later fragment: it has no ports */
 	__be32 source[4]; /* IPv4: the first of four, the others 0 */
 	__be32 destination[4];
 };
@@ -46,17 +45,28 @@ static __always_inline _Bool has_ports(__u8 protocol)
 	       protocol == IPPROTO_UDPLITE || protocol == IPPROTO_DCCP;
 }
 
-/* Ports at the cursor, if they lie before `end`. */
-static __always_inline void read_ports(struct cursor *cursor, __u32 end, struct ip_packet *packet)
-{
-	__be16 ports[2];
+struct ports {
+	__u16 source; /* host order; both 0 where there are none */
+	__u16 destination;
+};
 
-	if (!has_ports(packet->protocol) || cursor->offset + sizeof(ports) > end)
-		return;
-	if (!cursor_read(cursor, ports, sizeof(ports)))
-		return;
-	packet->source_port = BE16(ports[0]);
-	packet->destination_port = BE16(ports[1]);
+/*
+ * Ports behind the headers that were read: `cursor` is where read_ipv4() or read_ipv6() left it, and stays there. Only few
+ * packets need them, so nobody else pays for them.
+ */
+static __always_inline struct ports read_ports(const struct cursor *cursor, const struct ip_packet *packet)
+{
+	struct cursor transport = *cursor;
+	struct ports ports = {};
+	__be16 raw[2];
+
+	if (!has_ports(packet->protocol) || transport.offset + sizeof(raw) > packet->end)
+		return ports;
+	if (!cursor_read(&transport, raw, sizeof(raw)))
+		return ports;
+	ports.source = BE16(raw[0]);
+	ports.destination = BE16(raw[1]);
+	return ports;
 }
 
 /* `merged`: GRO made one packet of several, which may be longer than the length field can say (BIG TCP). */
@@ -66,7 +76,7 @@ static __always_inline _Bool read_ipv4(struct cursor *cursor, __u32 length, _Boo
 	struct iphdr header;
 	__u32 header_length, total;
 
-	if (!cursor_read(cursor, &header, sizeof(header)))
+	if (!cursor_read_first(cursor, &header, sizeof(header)))
 		return 0;
 	header_length = header.ihl * 4;
 	total = BE16(header.tot_len);
@@ -80,10 +90,9 @@ static __always_inline _Bool read_ipv4(struct cursor *cursor, __u32 length, _Boo
 	packet->hop_limit = header.ttl;
 	packet->source[0] = header.saddr;
 	packet->destination[0] = header.daddr;
-	if ((BE16(header.frag_off) & IPV4_OFFSET_MASK) == 0) {
-		cursor->offset = start + header_length;
-		read_ports(cursor, start + total, packet);
-	}
+	cursor->offset = start + header_length;
+	if ((BE16(header.frag_off) & IPV4_OFFSET_MASK) == 0)
+		packet->end = start + total;
 	return 1;
 }
 
@@ -149,7 +158,7 @@ static __always_inline _Bool read_ipv6(struct cursor *cursor, __u32 length, stru
 	struct ipv6hdr header;
 	__u32 payload, end;
 
-	if (!cursor_read(cursor, &header, sizeof(header)) || header.version != 6)
+	if (!cursor_read_first(cursor, &header, sizeof(header)) || header.version != 6)
 		return 0;
 	/* 0: a jumbogram, or BIG TCP: the frame says how long it is. */
 	payload = BE16(header.payload_len);
@@ -166,9 +175,9 @@ static __always_inline _Bool read_ipv6(struct cursor *cursor, __u32 length, stru
 		return 0;
 	if (later)
 		return 1;
+	packet->end = end;
 	if (packet->protocol == NEXT_ICMPV6 && !fragmented && cursor->offset + 1 <= end)
 		cursor_read(cursor, &packet->icmp_type, sizeof(packet->icmp_type));
-	read_ports(cursor, end, packet);
 	return 1;
 }
 

@@ -26,11 +26,15 @@ BPF_TABLE("array", __u32, struct program_meta, dp_meta, 1);
 #define TRIE(key, name) \
 	BPF_F_TABLE("lpm_trie", struct key, struct prefix_value, name, PREFIXES_LIMIT, BPF_F_NO_PREALLOC)
 
-/* Source rules by network, those of all networks in slot 0. */
+/* Source rules of all networks, in slot 0. Among those of the networks each look-up would pass a node for each bit of a slot. */
+TRIE(prefix4_key, dp_common4);
+TRIE(prefix6_key, dp_common6);
+
+/* Source rules by network. */
 TRIE(prefix4_key, dp_sources4);
 TRIE(prefix6_key, dp_sources6);
 
-/* What is served on a network. */
+/* What is served on a network, but for its first prefix. */
 TRIE(prefix4_key, dp_vips4);
 TRIE(prefix6_key, dp_vips6);
 

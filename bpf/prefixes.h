@@ -26,6 +26,16 @@ static __always_inline struct prefix6_key prefix6(__u32 slot, const __be32 *addr
 	return key;
 }
 
+static __always_inline const struct prefix_value *find_common_source(const struct ip_packet *packet)
+{
+	struct prefix4_key key4 = prefix4(SLOT_NONE, packet->source);
+	struct prefix6_key key6 = prefix6(SLOT_NONE, packet->source);
+
+	if (packet->version == 4)
+		return dp_common4.lookup(&key4);
+	return dp_common6.lookup(&key6);
+}
+
 static __always_inline const struct prefix_value *find_source(__u32 slot, const struct ip_packet *packet)
 {
 	struct prefix4_key key4 = prefix4(slot, packet->source);
@@ -39,7 +49,7 @@ static __always_inline const struct prefix_value *find_source(__u32 slot, const 
 /* The longest match of the network's own rules and those of all; its own win a tie. No match: allowed. */
 static __always_inline _Bool is_spoofed(const struct network *network, const struct ip_packet *packet)
 {
-	const struct prefix_value *common = find_source(SLOT_NONE, packet);
+	const struct prefix_value *common = find_common_source(packet);
 	_Bool denied = common && common->action == SOURCE_DENY;
 	const struct prefix_value *own;
 
@@ -51,11 +61,29 @@ static __always_inline _Bool is_spoofed(const struct network *network, const str
 	return denied;
 }
 
+static __always_inline _Bool is_first_vip(const struct network *network, const struct ip_packet *packet)
+{
+	__be32 differs = 0;
+	int i;
+
+	if (packet->version == 4)
+		return (packet->destination[0] & network->vip4_mask) == network->vip4;
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		differs |= (packet->destination[i] & network->vip6_mask[i]) ^ network->vip6[i];
+	return !differs;
+}
+
 static __always_inline _Bool is_vip(const struct network *network, const struct ip_packet *packet)
 {
+	__u8 more = packet->version == 4 ? MORE_VIPS4 : MORE_VIPS6;
 	struct prefix4_key key4 = prefix4(network->slot, packet->destination);
 	struct prefix6_key key6 = prefix6(network->slot, packet->destination);
 
+	if (is_first_vip(network, packet))
+		return 1;
+	if (!(network->more_vips & more))
+		return 0;
 	if (packet->version == 4)
 		return dp_vips4.lookup(&key4) != 0;
 	return dp_vips6.lookup(&key6) != 0;

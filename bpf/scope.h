@@ -81,42 +81,57 @@ static __always_inline _Bool is_listener_discovery(const struct ip_packet *packe
 }
 
 /* A host that has no address yet: DHCP, and IGMP of hosts and snooping switches. */
-static __always_inline _Bool is_from_unnumbered4(const struct ip_packet *packet)
+static __always_inline _Bool is_from_unnumbered4(const struct cursor *cursor, const struct ip_packet *packet)
 {
+	struct ports ports;
+
 	if (packet->source[0] != 0)
 		return 0;
 	if (packet->protocol == IPPROTO_IGMP)
 		return is_v4_in(packet->destination[0], 0xe0000000, 0xf0000000);
-	return packet->protocol == IPPROTO_UDP && packet->source_port == DHCP_CLIENT &&
-	       packet->destination_port == DHCP_SERVER && BE32(packet->destination[0]) == 0xffffffff;
+	if (packet->protocol != IPPROTO_UDP || BE32(packet->destination[0]) != 0xffffffff)
+		return 0;
+	ports = read_ports(cursor, packet);
+	return ports.source == DHCP_CLIENT && ports.destination == DHCP_SERVER;
 }
 
 /*
  * Traffic that keeps the link going whatever its source: it passes before the first check. Link-local IPv6 sources
  * do so as a whole: the kernel never forwards them. (It does forward 169.254/16: no such rule for IPv4.)
  */
-static __always_inline _Bool is_link_traffic(const struct ip_packet *packet)
+static __always_inline _Bool is_link_traffic(const struct cursor *cursor, const struct ip_packet *packet)
 {
 	if (packet->version == 4)
-		return is_from_unnumbered4(packet);
+		return is_from_unnumbered4(cursor, packet);
 	return is_link_local6(packet->source) || is_neighbour_discovery(packet) || is_listener_discovery(packet);
 }
 
 /*
  * Traffic without a reverse path, though its source must be acceptable: to all on the link (the kernel's rp_filter
- * leaves 224.0.0.0/24 out, too), and answers of a DHCP server to a client that has no route yet.
+ * leaves 224.0.0.0/24 out, too), ...
  */
-static __always_inline _Bool has_no_reverse_path(const struct ip_packet *packet)
+static __always_inline _Bool is_to_all_on_link(const struct ip_packet *packet)
 {
 	__u32 first = BE32(packet->destination[0]);
 
 	if (packet->version == 4)
-		return first == 0xffffffff || (first & 0xffffff00) == 0xe0000000 ||
-		       (packet->protocol == IPPROTO_UDP && packet->source_port == DHCP_SERVER &&
-			packet->destination_port == DHCP_CLIENT);
-	return (first & 0xff0f0000) == 0xff010000 || (first & 0xff0f0000) == 0xff020000 ||
-	       (packet->protocol == IPPROTO_UDP && packet->source_port == DHCPV6_SERVER &&
-		packet->destination_port == DHCPV6_CLIENT && is_link_local6(packet->destination));
+		return first == 0xffffffff || (first & 0xffffff00) == 0xe0000000;
+	return (first & 0xff0f0000) == 0xff010000 || (first & 0xff0f0000) == 0xff020000;
+}
+
+/* ... and answers of a DHCP server to a client that has no route yet. */
+static __always_inline _Bool is_dhcp_answer(const struct cursor *cursor, const struct ip_packet *packet)
+{
+	struct ports ports;
+
+	if (packet->protocol != IPPROTO_UDP)
+		return 0;
+	if (packet->version == 6 && !is_link_local6(packet->destination))
+		return 0;
+	ports = read_ports(cursor, packet);
+	if (packet->version == 4)
+		return ports.source == DHCP_SERVER && ports.destination == DHCP_CLIENT;
+	return ports.source == DHCPV6_SERVER && ports.destination == DHCPV6_CLIENT;
 }
 
 #endif

@@ -17,16 +17,15 @@
 #include "bytes.h"
 #include "steering_maps.h"
 #include "skb.h"
-#include "cursor.h"
 #include "steer.h"
 
 static __always_inline int steer4(struct __sk_buff *skb)
 {
-	struct cursor cursor = { .packet = skb, .offset = ETH_HLEN + __builtin_offsetof(struct iphdr, saddr) };
+	const __u32 offset = ETH_HLEN + __builtin_offsetof(struct iphdr, saddr);
 	struct steered_network4 *network;
 	struct addresses4 addresses;
 
-	if (!cursor_read(&cursor, &addresses, sizeof(addresses)))
+	if (packet_load_at(skb, offset, &addresses, sizeof(addresses)) != 0)
 		return TC_ACT_UNSPEC;
 	network = find_network4(&addresses);
 	if (!network || network->ifindex == skb->ifindex || is_target4(SLOT_NONE, &addresses))
@@ -37,11 +36,11 @@ static __always_inline int steer4(struct __sk_buff *skb)
 
 static __always_inline int steer6(struct __sk_buff *skb)
 {
-	struct cursor cursor = { .packet = skb, .offset = ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr) };
+	const __u32 offset = ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr);
 	struct steered_network6 *network;
 	struct addresses6 addresses;
 
-	if (!cursor_read(&cursor, &addresses, sizeof(addresses)))
+	if (packet_load_at(skb, offset, &addresses, sizeof(addresses)) != 0)
 		return TC_ACT_UNSPEC;
 	network = find_network6(&addresses);
 	if (!network || network->ifindex == skb->ifindex || is_target6(SLOT_NONE, &addresses))

@@ -40,10 +40,25 @@ static __always_inline enum verdict check_other(struct __sk_buff *skb, const str
 	return is_strictly_reachable(path) ? VERDICT_PASS : VERDICT_RPF_STRICT;
 }
 
-static __always_inline enum verdict check(struct __sk_buff *skb, const struct network *network,
-					  const struct ip_packet *packet)
+/* Only what would be dropped is asked for its ports. */
+static __always_inline enum verdict check_reverse_path(struct __sk_buff *skb, const struct cursor *cursor,
+						       const struct network *network,
+						       const struct ip_packet *packet)
 {
-	if (is_link_traffic(packet))
+	enum verdict verdict;
+
+	if (is_to_all_on_link(packet))
+		return VERDICT_PASS;
+	verdict = is_vip(network, packet) ? check_vip(skb, network, packet) : check_other(skb, network, packet);
+	if (verdict != VERDICT_PASS && is_dhcp_answer(cursor, packet))
+		return VERDICT_PASS;
+	return verdict;
+}
+
+static __always_inline enum verdict check(struct __sk_buff *skb, const struct cursor *cursor,
+					  const struct network *network, const struct ip_packet *packet)
+{
+	if (is_link_traffic(cursor, packet))
 		return VERDICT_PASS;
 	if (network->check_martians && is_martian(packet))
 		return VERDICT_MARTIAN;
@@ -51,9 +66,7 @@ static __always_inline enum verdict check(struct __sk_buff *skb, const struct ne
 		return VERDICT_SPOOFED;
 	if (!network->vip_check && !network->other_check)
 		return VERDICT_PASS;
-	if (has_no_reverse_path(packet))
-		return VERDICT_PASS;
-	return is_vip(network, packet) ? check_vip(skb, network, packet) : check_other(skb, network, packet);
+	return check_reverse_path(skb, cursor, network, packet);
 }
 
 #endif

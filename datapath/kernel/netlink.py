@@ -59,10 +59,12 @@ class Traffic:
 
     Attributes:
         sent_messages: requests; a batch of n changes counts n.
+        changes: those of them that are to change something.
         syscalls: all of them, the making of sockets included.
     """
 
     sent_messages: int = 0
+    changes: int = 0
     syscalls: int = 0
 
 
@@ -217,6 +219,7 @@ class Netlink:
             KernelError: the kernel could not be asked, or its answer was lost.
         """
         refusals: list[Refusal] = []
+        TRAFFIC.changes += len(requests)
         for start in range(0, len(requests), BATCH_MAX):
             batch = requests[start : start + BATCH_MAX]
             try:

@@ -42,5 +42,7 @@ int parse_native(const unsigned char *data, __u32 length)
 		return 0;
 	if (!well_formed)
 		return 1;
-	return is_martian(&ip) && !is_link_traffic(&ip) && !has_no_reverse_path(&ip) ? 6 : 2;
+	if (!is_martian(&ip) || is_link_traffic(&cursor, &ip))
+		return 2;
+	return is_to_all_on_link(&ip) || is_dhcp_answer(&cursor, &ip) ? 2 : 6;
 }

@@ -59,10 +59,11 @@ def program(module_node: str) -> Iterator[Harness]:
 def _verdict(program: Harness, entry: NetworkEntry, data: bytes, gso_segs: int = 0) -> Verdict:
     point = PointKey(entry.device_ifindex, 0, 0)
     prefixes = {
-        tables.PrefixTable.SOURCES: {
+        tables.PrefixTable.COMMON: {
             (0, ip_network("10.112.0.0/12")): SourceAction.DENY,
             (0, ip_network("fd00:10::/32")): SourceAction.DENY,
         },
+        tables.PrefixTable.SOURCES: {},
         tables.PrefixTable.VIPS: {},
         tables.PrefixTable.FEASIBLE: {},
     }

@@ -34,8 +34,8 @@ def test_bounded_run_finds_nothing(tmp_path: Path) -> None:
         pytest.param(
             (
                 "ip.h",
-                "cursor_read(cursor, ports, sizeof(ports))",
-                "cursor_read(cursor, ports, 2 * sizeof(ports))",
+                "cursor_read(&transport, raw, sizeof(raw))",
+                "cursor_read(&transport, raw, 2 * sizeof(raw))",
             ),
             "AddressSanitizer: stack-buffer-overflow",
             id="reads-more-than-it-has-room-for",
@@ -52,7 +52,7 @@ def test_bounded_run_finds_nothing(tmp_path: Path) -> None:
         pytest.param(
             (
                 "ip.h",
-                " || cursor->offset + sizeof(ports) > end",
+                " || transport.offset + sizeof(raw) > packet->end",
                 "",
             ),
             "INVARIANT",

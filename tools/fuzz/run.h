@@ -68,12 +68,23 @@ static void read_counters(struct outcome *outcome)
 	}
 }
 
+/* As eth_type_trans leaves it. `data` and `data_end` stay 0: as if no byte were linear. */
+static __be16 protocol(const struct input *input)
+{
+	__be16 ethertype = 0;
+
+	if (input->size >= ETH_HLEN)
+		memcpy(&ethertype, input->frame + ETH_ALEN * 2, sizeof(ethertype));
+	return ethertype;
+}
+
 static struct outcome run(const struct input *input)
 {
 	struct __sk_buff skb = {
 		.len = (__u32)input->size,
 		.mark = input->mark,
 		.ifindex = input->ifindex,
+		.protocol = protocol(input),
 		.gso_segs = input->segments,
 		.vlan_present = input->vlan_proto != 0,
 		.vlan_proto = BE16(input->vlan_proto),

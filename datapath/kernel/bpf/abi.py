@@ -13,7 +13,7 @@ from typing import Final
 
 from datapath.plan.ingress import OtherCheck, SourceAction, Verdict, VipCheck
 
-ABI_VERSION: Final = 4
+ABI_VERSION: Final = 5
 SLOT_NONE: Final = 0
 VLAN_PROTO_GUARD: Final = 0xFFFF
 SLOT_BITS: Final = 32
@@ -29,7 +29,7 @@ MAP_DROPS: Final = "dp_drops"
 #: Tries by question and IP version.
 PREFIX_MAPS: Final = {
     (table, version): f"dp_{table}{version}"
-    for table in ("sources", "vips", "feasible")
+    for table in ("common", "sources", "vips", "feasible")
     for version in (4, 6)
 }
 MAP_NAMES: Final = (
@@ -61,6 +61,7 @@ VIP_CHECK_CODES: Final = {VipCheck.OFF: 0, VipCheck.FEASIBLE: 1, VipCheck.STRICT
 OTHER_CHECK_CODES: Final = {OtherCheck.OFF: 0, OtherCheck.LOOSE: 1, OtherCheck.STRICT: 2}
 #: Bits by IP version.
 FEASIBLE_EVERYWHERE: Final = {4: 1, 6: 2}
+MORE_VIPS: Final = {4: 1, 6: 2}
 SOURCE_ACTION_CODES: Final = {SourceAction.ALLOW: 1, SourceAction.DENY: 2}
 
 
@@ -91,7 +92,11 @@ class Network(ctypes.Structure):
         ("check_martians", ctypes.c_uint8),
         ("source_check", ctypes.c_uint8),
         ("feasible_everywhere", ctypes.c_uint8),
-        ("reserved", ctypes.c_uint8),
+        ("more_vips", ctypes.c_uint8),
+        ("vip4", ctypes.c_uint8 * 4),
+        ("vip4_mask", ctypes.c_uint8 * 4),
+        ("vip6", ctypes.c_uint8 * 16),
+        ("vip6_mask", ctypes.c_uint8 * 16),
     )
 
 
@@ -242,6 +247,7 @@ def constants() -> dict[str, int]:
         **{f"VERDICT_{verdict.name}": int(verdict) for verdict in Verdict},
         **{f"VIP_CHECK_{check.name}": code for check, code in VIP_CHECK_CODES.items()},
         **{f"FEASIBLE_EVERYWHERE{version}": bit for version, bit in FEASIBLE_EVERYWHERE.items()},
+        **{f"MORE_VIPS{version}": bit for version, bit in MORE_VIPS.items()},
         **{f"SOURCE_CHECK_{check.name}": int(check) for check in SourceCheck},
         **{f"SOURCE_{action.name}": code for action, code in SOURCE_ACTION_CODES.items()},
         **{f"OTHER_CHECK_{check.name}": code for check, code in OTHER_CHECK_CODES.items()},

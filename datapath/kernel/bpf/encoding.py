@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import ctypes
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Final
 
+from datapath.errors import KernelError
 from datapath.kernel.bpf import abi
 from datapath.kernel.bpf.tables import NetworkEntry, PointKey, SlotPrefix
 
@@ -22,6 +23,27 @@ _OTHER_CHECKS: Final = {code: check for check, code in abi.OTHER_CHECK_CODES.ite
 _ACTIONS: Final = {code: action for action, code in abi.SOURCE_ACTION_CODES.items()}
 
 
+def _array(data: bytes) -> ctypes.Array[ctypes.c_uint8]:
+    return (ctypes.c_uint8 * len(data))(*data)
+
+
+def _first_vip(address: bytes, mask: bytes) -> IPv4Network | IPv6Network | None:
+    """The reverse of address and mask.
+
+    Raises:
+        KernelError: no `encode_networks` wrote this.
+    """
+    if (address, mask) == (b"\xff" * len(address), bytes(len(mask))):
+        return None
+    prefix = ip_network((address, int.from_bytes(mask, "big").bit_count()), strict=False)
+    if (prefix.network_address.packed, prefix.netmask.packed) != (address, mask):
+        raise KernelError(
+            "read the networks of the eBPF program",
+            f"VIP {address.hex()} with mask {mask.hex()} is no prefix",
+        )
+    return prefix
+
+
 def encode_networks(networks: Mapping[PointKey, NetworkEntry]) -> Elements:
     """Elements of `dp_networks`."""
     return {
@@ -35,6 +57,11 @@ def encode_networks(networks: Mapping[PointKey, NetworkEntry]) -> Elements:
                 check_martians=entry.check_martians,
                 source_check=entry.source_check,
                 feasible_everywhere=sum(abi.FEASIBLE_EVERYWHERE[v] for v in entry.feasible_everywhere),
+                more_vips=sum(abi.MORE_VIPS[v] for v in entry.more_vips),
+                vip4=_array(entry.first_vip4.network_address.packed if entry.first_vip4 else b"\xff" * 4),
+                vip4_mask=_array(entry.first_vip4.netmask.packed if entry.first_vip4 else bytes(4)),
+                vip6=_array(entry.first_vip6.network_address.packed if entry.first_vip6 else b"\xff" * 16),
+                vip6_mask=_array(entry.first_vip6.netmask.packed if entry.first_vip6 else bytes(16)),
             )
         )
         for key, entry in networks.items()
@@ -46,11 +73,14 @@ def decode_networks(elements: Mapping[bytes, bytes]) -> dict[PointKey, NetworkEn
 
     Raises:
         KeyError: a check code that this version does not know.
+        KernelError: a VIP that is no prefix.
     """
     networks = {}
     for raw_key, raw in elements.items():
         key = abi.NetworkKey.from_buffer_copy(raw_key)
         entry = abi.Network.from_buffer_copy(raw)
+        first_vip4 = _first_vip(bytes(entry.vip4), bytes(entry.vip4_mask))
+        first_vip6 = _first_vip(bytes(entry.vip6), bytes(entry.vip6_mask))
         networks[PointKey(key.ifindex, key.vlan_proto, key.vlan_id)] = NetworkEntry(
             slot=entry.slot,
             fwmark=entry.fwmark,
@@ -62,6 +92,9 @@ def decode_networks(elements: Mapping[bytes, bytes]) -> dict[PointKey, NetworkEn
             feasible_everywhere=frozenset(
                 version for version, bit in abi.FEASIBLE_EVERYWHERE.items() if entry.feasible_everywhere & bit
             ),
+            first_vip4=first_vip4 if isinstance(first_vip4, IPv4Network) else None,
+            first_vip6=first_vip6 if isinstance(first_vip6, IPv6Network) else None,
+            more_vips=frozenset(version for version, bit in abi.MORE_VIPS.items() if entry.more_vips & bit),
         )
     return networks
 

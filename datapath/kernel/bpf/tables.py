@@ -20,6 +20,7 @@ from datapath.plan.ingress import OtherCheck, SourceAction, VipCheck, VlanProtoc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from ipaddress import IPv4Network, IPv6Network
 
     from datapath.plan.ingress import IngressNetwork, IngressProgram, IpNetwork, SourceRule
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 class PrefixTable(enum.StrEnum):
     """The questions that longest-prefix matches answer."""
 
+    COMMON = "common"
     SOURCES = "sources"
     VIPS = "vips"
     FEASIBLE = "feasible"
@@ -47,6 +49,9 @@ class NetworkEntry:
 
     Attributes:
         feasible_everywhere: IP versions in which every source is feasible; no prefixes are kept for them.
+        first_vip4: the first IPv4 prefix of its VIPs, which the program compares by itself.
+        first_vip6: the same of IPv6.
+        more_vips: IP versions in which there are others, kept as prefixes.
     """
 
     slot: int
@@ -57,6 +62,9 @@ class NetworkEntry:
     check_martians: bool = False
     source_check: SourceCheck = SourceCheck.OFF
     feasible_everywhere: frozenset[int] = frozenset()
+    first_vip4: IPv4Network | None = None
+    first_vip6: IPv6Network | None = None
+    more_vips: frozenset[int] = frozenset()
 
     @property
     def is_checked(self) -> bool:
@@ -69,7 +77,7 @@ class NetworkEntry:
         )
 
 
-#: A prefix of one network; slot 0: of all.
+#: A prefix of one network; slot 0: of all, in `COMMON` only.
 SlotPrefix = tuple[int, "IpNetwork"]
 
 
@@ -83,7 +91,7 @@ class IngressTables:
 
     Attributes:
         networks: by point. A point with `abi.VLAN_PROTO_GUARD` stands for a device with checked networks.
-        prefixes: by question; outside `SOURCES` every action is ALLOW.
+        prefixes: by question; but for sources every action is ALLOW.
     """
 
     networks: Mapping[PointKey, NetworkEntry] = field(default_factory=dict)
@@ -135,7 +143,18 @@ def _feasible_everywhere(network: IngressNetwork) -> frozenset[int]:
     return frozenset(prefix.version for prefix in network.feasible if prefix.prefixlen == 0)
 
 
+def _asked_vips(network: IngressNetwork) -> dict[int, list[IpNetwork]]:
+    """By IP version, where a check asks for them. Nearly every network has one: the program has it at hand."""
+    vips = (
+        network.vips
+        if network.vip_check is not VipCheck.OFF or network.other_check is not OtherCheck.OFF
+        else ()
+    )
+    return {version: [prefix for prefix in vips if prefix.version == version] for version in (4, 6)}
+
+
 def _entry(network: IngressNetwork, ifindexes: Mapping[str, int]) -> NetworkEntry:
+    vips = _asked_vips(network)
     return NetworkEntry(
         slot=network.slot,
         fwmark=network.fwmark,
@@ -145,6 +164,9 @@ def _entry(network: IngressNetwork, ifindexes: Mapping[str, int]) -> NetworkEntr
         check_martians=network.check_martians,
         source_check=_source_check(network),
         feasible_everywhere=_feasible_everywhere(network),
+        first_vip4=next((prefix for prefix in vips[4] if prefix.version == 4), None),
+        first_vip6=next((prefix for prefix in vips[6] if prefix.version == 6), None),
+        more_vips=frozenset(version for version, prefixes in vips.items() if len(prefixes) > 1),
     )
 
 
@@ -157,16 +179,17 @@ def _add_rules(table: dict[SlotPrefix, SourceAction], slot: int, rules: Iterable
 
 def _prefixes(desired: IngressProgram) -> dict[PrefixTable, Mapping[SlotPrefix, SourceAction]]:
     """Only the prefixes that some check asks for."""
+    common: dict[SlotPrefix, SourceAction] = {}
     sources: dict[SlotPrefix, SourceAction] = {}
     vips: dict[SlotPrefix, SourceAction] = {}
     feasible: dict[SlotPrefix, SourceAction] = {}
     if any(network.check_sources for network in desired.networks):
-        _add_rules(sources, abi.SLOT_NONE, desired.common_sources)
+        _add_rules(common, abi.SLOT_NONE, desired.common_sources)
     for network in desired.networks:
         if network.check_sources:
             _add_rules(sources, network.slot, network.sources)
-        if network.vip_check is not VipCheck.OFF or network.other_check is not OtherCheck.OFF:
-            vips.update({(network.slot, prefix): SourceAction.ALLOW for prefix in network.vips})
+        for prefixes in _asked_vips(network).values():
+            vips.update({(network.slot, prefix): SourceAction.ALLOW for prefix in prefixes[1:]})
         if network.vip_check is not VipCheck.OFF:
             everywhere = _feasible_everywhere(network)
             feasible.update(
@@ -176,7 +199,12 @@ def _prefixes(desired: IngressProgram) -> dict[PrefixTable, Mapping[SlotPrefix, 
                     if prefix.version not in everywhere
                 }
             )
-    return {PrefixTable.SOURCES: sources, PrefixTable.VIPS: vips, PrefixTable.FEASIBLE: feasible}
+    return {
+        PrefixTable.COMMON: common,
+        PrefixTable.SOURCES: sources,
+        PrefixTable.VIPS: vips,
+        PrefixTable.FEASIBLE: feasible,
+    }
 
 
 def _guards(networks: Mapping[PointKey, NetworkEntry]) -> dict[PointKey, NetworkEntry]:
