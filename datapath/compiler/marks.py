@@ -91,7 +91,8 @@ def _ids_set(networks: list[NetworkContext]) -> NftMap:
 
 def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:
     ours = f"& {mask:#010x}"
-    reply = NftRule("ct direction reply goto reply", "networks[*].return_path reply")
+    # Whether the connection has any mark comes first: most connections of a node have none.
+    reply = NftRule("ct mark != 0 ct direction reply goto reply", "networks[*].return_path reply")
     unmarked = f"meta mark set meta mark & {FULL & ~mask:#010x}"
     ingress = [
         NftRule(
@@ -142,13 +143,14 @@ def _copy_chains(mask: int) -> list[NftChain]:
         NftChain(
             "reply",
             (
-                NftRule(f"meta mark 0 meta mark set ct mark {ours} return", restore),
-                NftRule(f"ct mark {ours} != 0 goto restore", f"{restore} beside bits of others"),
+                NftRule("meta mark != 0 goto restore", f"{restore} beside bits of others"),
+                NftRule(f"meta mark set ct mark {ours}", restore),
             ),
         ),
         NftChain(
             "restore",
             (
+                NftRule(f"ct mark {ours} == 0 return", f"{restore} if there is one"),
                 # A local socket may have set its own mark (SO_MARK): the connection's network wins.
                 NftRule(f"meta mark set meta mark & {FULL & ~mask:#010x}", f"{restore} and no other"),
                 *_bit_by_bit("ct mark", "meta mark", mask, restore),

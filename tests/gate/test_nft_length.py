@@ -30,13 +30,13 @@ REPLY: Final = 1
 BUDGET: Final = {
     "request of a new connection": ("prerouting", Packet(mark=OURS), 19),
     "request of a known connection": ("prerouting", Packet(mark=OURS, ct_mark=OURS), 12),
-    "reply": ("prerouting", Packet(ct_mark=OURS, direction=REPLY), 12),
-    "reply of a local socket": ("output", Packet(ct_mark=OURS, direction=REPLY), 9),
+    "reply": ("prerouting", Packet(ct_mark=OURS, direction=REPLY), 13),
+    "reply of a local socket": ("output", Packet(ct_mark=OURS, direction=REPLY), 10),
     "not ours, original direction": ("prerouting", Packet(), 5),
-    "not ours, reply": ("prerouting", Packet(direction=REPLY), 12),
+    "not ours, reply": ("prerouting", Packet(direction=REPLY), 5),
     "not ours, sent by the node": ("output", Packet(), 2),
     "new, beside a connection mark of others": ("prerouting", Packet(OURS, FOREIGN), 37),
-    "reply, beside a packet mark of others": ("prerouting", Packet(FOREIGN, OURS, REPLY), 37),
+    "reply, beside a packet mark of others": ("prerouting", Packet(FOREIGN, OURS, REPLY), 39),
 }
 
 

@@ -97,7 +97,7 @@ def test_case_3_has_no_mark_and_exempts_the_inside() -> None:
 def test_case_4_restores_only_in_replies() -> None:
     nft = expected("case-4-conntrack", "expected.nft")
     assert all("ct direction reply" in line for line in nft.splitlines() if "goto reply" in line)
-    assert all(" reply " in line for line in nft.splitlines() if "goto restore" in line)
+    assert all("datapath reply meta" in line for line in nft.splitlines() if "goto restore" in line)
     assert "output { type route hook output" in nft
 
 
