@@ -196,19 +196,20 @@ class Controller:
 
     def _prepare(self, loaded: LoadedPolicy, state: State) -> _Prepared:
         """Compile, look, refuse conflicts, and let the kernel check; nftables serves where eBPF is refused."""
-        facts = observe_facts(state, policies=(loaded.source.text, state.policy))
+        sight = Sight()
+        facts = observe_facts(state, sight, policies=(loaded.source.text, state.policy))
         try:
-            return self._preflight(loaded, facts, state)
+            return self._preflight(loaded, facts, state, sight)
         except EbpfError as error:
             if loaded.policy.backend is not BackendWish.AUTO:
                 raise
             self._log.warning("ebpf_refused", reason=str(error))
             refused = facts.model_copy(update={"ebpf_refused": str(error)})
-            return self._preflight(loaded, refused, state)
+            return self._preflight(loaded, refused, state, sight)
 
-    def _preflight(self, loaded: LoadedPolicy, facts: Facts, state: State) -> _Prepared:
+    def _preflight(self, loaded: LoadedPolicy, facts: Facts, state: State, sight: Sight) -> _Prepared:
         plan = compile_located(loaded, facts, refuse=not self._wait_for_devices)
-        actual = observe(plan, state)
+        actual = observe(plan, state, sight)
         _refuse_conflicts(actual, carried_plan(plan, actual.links) if self._wait_for_devices else plan)
         changes = reconcile(
             actual, plan, state.record, forget=_forget(plan, facts), unmark=_unmark(plan, facts)
@@ -252,8 +253,9 @@ class Controller:
         if not state.policy:
             return None
         loaded = parse_policy(state.policy.encode(), state.policy_name)
-        plan = compile_located(loaded, facts_in_force(state), refuse=False)
-        actual = observe(plan, state)
+        sight = Sight()
+        plan = compile_located(loaded, facts_in_force(state, sight), refuse=False)
+        actual = observe(plan, state, sight)
         changes = reconcile(actual, plan, state.record)
         return Drift(plan, changes.steps, actual, state, changes.waiting)
 
