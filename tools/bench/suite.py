@@ -82,18 +82,19 @@ def parts(extent: Extent, say: Say) -> dict[str, Part]:
     backends = ("ebpf", "nft") if extent.with_rest else ("ebpf",)
     found: dict[str, Part] = {
         "forwarding": lambda: forwarding.measure(wanted, say),
-        "control": lambda: control.measure(
-            extent.control_networks, extent.control_rounds, say, backends=backends
-        ),
         "programs": lambda: program_cost.measure(ends, extent.control_rounds, say),
     }
     if extent.with_rest:
         names = [variant.name for variant in variants.VARIANTS if variant.name not in {"base2", "base3"}]
         found |= {
             "tcp": lambda: tcp.measure(ends, names, extent.tcp_repetitions, say),
-            "changes": lambda: changes(say),
             "idle": lambda: [idle(count, say) for count in sorted({100, ends[-1]})],
+            "changes": lambda: changes(say),
         }
+    # Last, because it takes longest: a run that is broken off has the others.
+    found["control"] = lambda: control.measure(
+        extent.control_networks, extent.control_rounds, say, backends=backends
+    )
     return found
 
 
