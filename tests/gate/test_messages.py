@@ -31,7 +31,7 @@ NETWORKS: Final = 20
 BUDGET: Final[dict[str, dict[str, Traffic]]] = {
     "nft": {
         "first": Traffic(255, 200, 214),
-        "nothing to do": Traffic(8, 0, 65),
+        "nothing to do": Traffic(7, 0, 56),
         "add one": Traffic(26, 9, 136),
         "alter one": Traffic(15, 1, 115),
         "remove one": Traffic(22, 9, 108),
