@@ -190,7 +190,7 @@ class FakeKernel:
 class _Nobody:
     """Who holds programs for a daemon."""
 
-    def attach(self, desired: object) -> None:
+    def attach(self, desired: object, filtered: frozenset[str] = frozenset()) -> None:
         pass
 
     def follow(self, desired: object) -> None:
