@@ -18,7 +18,7 @@ from datapath.reconcile.actual import ActualSteering
 
 def observe(desired: SteeringProgram) -> ActualSteering:
     """What is attached, what is missing and what is too much."""
-    if not desired.attachments and not attachments.is_loaded(Direction.EGRESS):
+    if not desired.attachments and not attachments.may_be_attached(Direction.EGRESS):
         return ActualSteering(hook=attachments.preferred_hook())
     state = steering.observe_steering()
     try:

@@ -98,15 +98,21 @@ def _name(program_id: int) -> str:
         return ""
 
 
-def is_loaded(direction: Direction) -> bool:
+def may_be_attached(direction: Direction) -> bool:
     """Whether a program of ours for this direction is loaded at all, in whatever namespace: else none is attached.
 
-    A node has some hundred programs at most, but may have thousands of devices.
+    A node has some hundred programs at most, but may have thousands of devices. True where programs cannot be listed
+    (without CAP_SYS_ADMIN): the devices tell.
 
     Raises:
-        KernelError: without CAP_SYS_ADMIN programs cannot be listed.
+        KernelError: bpf(2) refused for another reason.
     """
-    return any(_name(number) == PROGRAM_NAMES[direction] for number in libbpf.program_ids())
+    try:
+        return any(_name(number) == PROGRAM_NAMES[direction] for number in libbpf.program_ids())
+    except KernelError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return True
 
 
 def observe_attachments(direction: Direction) -> Attachments:
