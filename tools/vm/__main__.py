@@ -13,7 +13,7 @@ from tools.vm.kernels import SERIES, KernelError, fetch
 from tools.vm.selection import SelectionError, marked_files
 
 _CACHE: Final = REPOSITORY / ".cache" / "vm"
-_TIMEOUT_S: Final = 290.0
+_TIMEOUT_S: Final = 600.0
 
 
 def _arguments() -> argparse.Namespace:
