@@ -40,6 +40,7 @@ class Variant:
         drops_spoofed: families whose spoofed packets it must drop.
         is_floor: frames end at the node's tc ingress.
         is_tracked: it uses connection tracking.
+        most_networks: with more, its set-up alone takes minutes.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Variant:
     drops_spoofed: tuple[int, ...] = FAMILIES
     is_floor: bool = False
     is_tracked: bool = True
+    most_networks: int = plan.NETWORKS_MAX
 
     def drops(self, profile: frames.Profile, family: int) -> bool:
         """Whether none of these frames must arrive."""
@@ -198,7 +200,7 @@ VARIANTS: Final = (
     Variant("classic-nft", "classic recipe, iptables-nft", _classic("iptables-nft")),
     Variant("hand-nft", "nft by hand: maps, fib, one ip rule each", _hand_written),
     Variant("ebpf-rules", "datapath, eBPF, steering: rules", _ours("ebpf")),
-    Variant("nft-rules", "datapath, nft, steering: rules", _ours("nft")),
+    Variant("nft-rules", "datapath, nft, steering: rules", _ours("nft"), most_networks=1000),
     Variant("ebpf-direct", "datapath, eBPF, steering: direct", _direct(is_tracked=True)),
     Variant(
         "untracked-direct",
