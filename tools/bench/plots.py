@@ -31,6 +31,8 @@ _COLOURS: Final = {
 }
 _MARKERS: Final = dict(zip(_COLOURS, "osD^vP*", strict=True))
 #: From the bare harness to ours: what each step adds.
+#: From so many times the shortest bar on, the axis is logarithmic.
+_WIDE: Final = 30
 _STEPS: Final = (FLOOR, "plain", BASE, "rp_filter", "ebpf-direct", "ebpf-rules", "nft-rules", "hand-nft")
 _MORE_STEPS: Final = ("classic-legacy", "classic-nft")
 _LOAD, _ONE_BY_ONE, _ADD = "#a6261d", "#d95f02", "#1b6ca8"
@@ -125,7 +127,12 @@ def _decomposition(found: Forwarding, family: int, count: int) -> Any:
     for row, value in enumerate(values):
         axes.text(value, row, f" {value} ns ({(value / base - 1) * 100:+.0f} %)", va="center", fontsize=8.5)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(values) * 1.25)
+    if max(values) > _WIDE * min(values):
+        # What matters would be too short to be seen.
+        axes.set_xscale("log")
+        axes.set_xlim(min(values) / 2, max(values) * 20)
+    else:
+        axes.set_xlim(0, max(values) * 1.25)
     axes.set_xlabel("round trip, ns (least of the repetitions); dashed: the base")
     axes.set_title(f"Cost of a round trip, {count:,} network{'s' if count > 1 else ''}, IPv{family}")
     return figure
