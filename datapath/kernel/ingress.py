@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import errno
 
-from datapath.errors import EbpfError, KernelError
+from datapath.errors import KernelError
 from datapath.kernel import bpf, tc
-from datapath.kernel.bpf import tcx
+from datapath.kernel.bpf import attachments
+from datapath.kernel.bpf.loaded import verify_if_needed
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.tc import Direction, Hook
 from datapath.reconcile.actual import ActualIngress
@@ -60,18 +61,12 @@ def verify(desired: IngressProgram) -> None:
     Raises:
         EbpfError: it does not compile, or the kernel refuses it.
     """
-    try:
-        needs_load = bool(bpf.compare_ingress(desired, bpf.observe_ingress()).reload)
-    except KernelError as error:
-        if error.errno != errno.ENODEV:
-            raise
-        needs_load = True
-    if not needs_load:
-        return
-    try:
-        _keep(bpf.verify_ingress(desired))
-    except KernelError as error:
-        raise EbpfError(error.operation, error.reason, errno=error.errno, hint=error.hint) from error
+    loaded = verify_if_needed(
+        lambda: bpf.compare_ingress(desired, bpf.observe_ingress()).reload,
+        lambda: bpf.verify_ingress(desired),
+    )
+    if loaded is not None:
+        _keep(loaded)
 
 
 def _keep(loaded: bpf.LoadedIngress) -> None:
@@ -118,13 +113,7 @@ def _update_in_place(
 
 def glance(desired: IngressProgram) -> tuple[tuple[int, ...], ...]:
     """What runs at our devices, as far as no event would tell of a change; the same value, the same programs."""
-    if not tcx.is_supported():
-        return ()
-    indexes = tc.ifindexes()
-    return tuple(
-        (indexes.get(name, 0), *tcx.programs(indexes.get(name, 0), Direction.INGRESS))
-        for name in desired.attachments
-    )
+    return attachments.running(desired.attachments, Direction.INGRESS)
 
 
 def attached_program() -> int | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import errno
 
-from datapath.errors import EbpfError, KernelError
+from datapath.errors import KernelError
 from datapath.kernel import tc
-from datapath.kernel.bpf import attachments, steering, tcx
-from datapath.kernel.bpf.loaded import Counter
+from datapath.kernel.bpf import attachments, steering
+from datapath.kernel.bpf.loaded import Counter, verify_if_needed
 from datapath.kernel.bpf.steering import LoadedSteering, SteeringDiff
 from datapath.kernel.bpf.steering_tables import resolve_steering
 from datapath.plan.steering import SteeringProgram
@@ -60,18 +60,10 @@ def verify(desired: SteeringProgram) -> None:
     Raises:
         EbpfError: it does not compile, or the kernel refuses it.
     """
-    try:
-        needs_load = bool(steering.compare_steering(desired, steering.observe_steering()).reload)
-    except KernelError as error:
-        if error.errno != errno.ENODEV:
-            raise
-        needs_load = True
-    if not needs_load:
-        return
-    try:
-        steering.verify_steering(desired)
-    except KernelError as error:
-        raise EbpfError(error.operation, error.reason, errno=error.errno, hint=error.hint) from error
+    verify_if_needed(
+        lambda: steering.compare_steering(desired, steering.observe_steering()).reload,
+        lambda: steering.verify_steering(desired),
+    )
 
 
 def extend(desired: SteeringProgram) -> None:
@@ -118,13 +110,7 @@ def trim(desired: SteeringProgram, *, clsact: frozenset[str]) -> None:
 
 def glance(desired: SteeringProgram) -> tuple[tuple[int, ...], ...]:
     """What runs at our devices, as far as no event would tell of a change; the same value, the same programs."""
-    if not tcx.is_supported():
-        return ()
-    indexes = tc.ifindexes()
-    return tuple(
-        (indexes.get(name, 0), *tcx.programs(indexes.get(name, 0), Direction.EGRESS))
-        for name in desired.attachments
-    )
+    return attachments.running(desired.attachments, Direction.EGRESS)
 
 
 def read_counters() -> dict[int, Counter]:

@@ -115,6 +115,14 @@ def may_be_attached(direction: Direction) -> bool:
         return True
 
 
+def running(ifnames: Sequence[str], direction: Direction) -> tuple[tuple[int, ...], ...]:
+    """What runs at these devices, as far as no event would tell of a change; the same value, the same programs."""
+    if not tcx.is_supported():
+        return ()
+    indexes = tc.ifindexes()
+    return tuple((indexes.get(name, 0), *tcx.programs(indexes.get(name, 0), direction)) for name in ifnames)
+
+
 def observe_attachments(direction: Direction) -> Attachments:
     """Everything that is attached, read from the kernel only.
 

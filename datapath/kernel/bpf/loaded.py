@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self, TypeVar
 
-from datapath.errors import KernelError
+from datapath.errors import EbpfError, KernelError
 from datapath.kernel.bpf import abi, libbpf
 from datapath.kernel.bpf.source import Capacities
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from datapath.kernel.bpf.encoding import Elements
 
 _META_KEY: Final = bytes(4)
+_Verified = TypeVar("_Verified")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +170,26 @@ def _close(program: libbpf.OwnedFd, maps: Iterable[libbpf.Map]) -> None:
     for bpf_map in maps:
         bpf_map.close()
     program.close()
+
+
+def verify_if_needed(why_reload: Callable[[], str], verify: Callable[[], _Verified]) -> _Verified | None:
+    """Put a program through the verifier if it would have to be loaded.
+
+    Args:
+        why_reload: compares desired and actual; empty where an attached program can stay.
+        verify: compiles and loads.
+
+    Raises:
+        EbpfError: it does not compile, or the kernel refuses it.
+    """
+    try:
+        if not why_reload():
+            return None
+    except KernelError as error:
+        # A VLAN device that the same change will make first.
+        if error.errno != errno.ENODEV:
+            raise
+    try:
+        return verify()
+    except KernelError as error:
+        raise EbpfError(error.operation, error.reason, errno=error.errno, hint=error.hint) from error
