@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from datapath.errors import KernelError
 from datapath.kernel import tc
-from datapath.kernel.bpf import abi, attachments, compiler, libbpf, source
+from datapath.kernel.bpf import abi, attachments, source
 from datapath.kernel.bpf.loaded import ProgramMeta
 from datapath.kernel.bpf.program import LoadedIngress, SlotCounters, add_counters
 from datapath.kernel.bpf.tables import IngressTables, resolve
@@ -185,23 +185,9 @@ def compare_ingress(desired: IngressProgram, actual: IngressState) -> IngressDif
 def _load(fwmark_mask: int, tables: IngressTables) -> LoadedIngress:
     capacities = tables.need
     text = source.render(fwmark_mask, capacities)
-    programs, maps = compiler.compile_and_load(text, functions=[abi.PROGRAM_NAME], maps=abi.MAP_NAMES)
-    with contextlib.ExitStack() as cleanup:
-        for fd in (*programs, *maps):
-            cleanup.callback(fd.close)
-        loaded = LoadedIngress(programs[0], [libbpf.Map(fd) for fd in maps])
-        loaded.bind_maps()
-        loaded.write_meta(
-            ProgramMeta(
-                abi_version=abi.ABI_VERSION,
-                fwmark_mask=fwmark_mask,
-                capacities=capacities,
-                digest=text.digest,
-            )
-        )
-        loaded.write_tables(tables)
-        cleanup.pop_all()
-    return loaded
+    return LoadedIngress.load(
+        text, capacities, fwmark_mask=fwmark_mask, fill=lambda loaded: loaded.write_tables(tables)
+    )
 
 
 def load_ingress(desired: IngressProgram, verified: LoadedIngress | None = None) -> LoadedIngress:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Self, TypeVar
 
 from datapath.errors import EbpfError, KernelError
-from datapath.kernel.bpf import abi, libbpf
+from datapath.kernel.bpf import abi, compiler, libbpf
 from datapath.kernel.bpf.source import Capacities
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from datapath.kernel.bpf.encoding import Elements
+    from datapath.kernel.bpf.source import Source
 
 _META_KEY: Final = bytes(4)
 _Verified = TypeVar("_Verified")
@@ -87,6 +89,39 @@ class LoadedProgram:
         self._program = program
         self._maps = {bpf_map.name: bpf_map for bpf_map in maps}
         self.program_id: int = libbpf.program_info(program).program_id
+
+    @classmethod
+    def load(
+        cls, text: Source, capacities: Capacities, *, fwmark_mask: int = 0, fill: Callable[[Self], object]
+    ) -> Self:
+        """Compile, load, label and fill a program aside. Nothing is attached.
+
+        Args:
+            text: with a function of this class's name, and its maps.
+            capacities: that the text was rendered with.
+            fwmark_mask: likewise.
+            fill: writes the tables.
+
+        Raises:
+            KernelError: bcc is missing, the text does not compile, or the kernel refuses it.
+        """
+        programs, maps = compiler.compile_and_load(text, functions=[cls.name], maps=cls.map_names)
+        with contextlib.ExitStack() as cleanup:
+            for fd in (*programs, *maps):
+                cleanup.callback(fd.close)
+            loaded = cls(programs[0], [libbpf.Map(fd) for fd in maps])
+            loaded.bind_maps()
+            loaded.write_meta(
+                ProgramMeta(
+                    abi_version=abi.ABI_VERSION,
+                    fwmark_mask=fwmark_mask,
+                    capacities=capacities,
+                    digest=text.digest,
+                )
+            )
+            fill(loaded)
+            cleanup.pop_all()
+        return loaded
 
     @classmethod
     def open(cls, program_id: int) -> Self:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from datapath.errors import KernelError
 from datapath.kernel import tc
-from datapath.kernel.bpf import abi, attachments, compiler, libbpf, source
+from datapath.kernel.bpf import abi, attachments, source
 from datapath.kernel.bpf.ingress import require_ethernet
 from datapath.kernel.bpf.loaded import Change, Counter, LoadedProgram, ProgramMeta
 from datapath.kernel.bpf.source import Capacities
@@ -263,20 +263,7 @@ def _reload_reason(tables: SteeringTables, actual: SteeringState, ids: set[int])
 def _load(tables: SteeringTables) -> LoadedSteering:
     capacities = Capacities.for_need(networks=0, highest_slot=tables.highest_slot)
     text = source.render(0, capacities, entry=source.steering_entry())
-    programs, maps = compiler.compile_and_load(
-        text, functions=[abi.STEERING_NAME], maps=abi.STEERING_MAP_NAMES
-    )
-    with contextlib.ExitStack() as cleanup:
-        for fd in (*programs, *maps):
-            cleanup.callback(fd.close)
-        loaded = LoadedSteering(programs[0], [libbpf.Map(fd) for fd in maps])
-        loaded.bind_maps()
-        loaded.write_meta(
-            ProgramMeta(abi_version=abi.ABI_VERSION, fwmark_mask=0, capacities=capacities, digest=text.digest)
-        )
-        loaded.write_tables(tables)
-        cleanup.pop_all()
-    return loaded
+    return LoadedSteering.load(text, capacities, fill=lambda loaded: loaded.write_tables(tables))
 
 
 def verify_steering(desired: SteeringProgram) -> None:
