@@ -8,6 +8,7 @@ the description that the program carries in its `dp_meta` map.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import socket
 import struct
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from datapath.errors import KernelError
 from datapath.kernel import tc
-from datapath.kernel.bpf import abi, attachments, source
+from datapath.kernel.bpf import attachments, source
 from datapath.kernel.bpf.loaded import ProgramMeta
 from datapath.kernel.bpf.program import LoadedIngress, SlotCounters, add_counters
 from datapath.kernel.bpf.tables import IngressTables, resolve
@@ -99,16 +100,16 @@ class IngressDiff:
 
 
 def _read_program(program_id: int) -> ActualProgram | None:
-    try:
-        with LoadedIngress.open(program_id) as loaded:
-            meta = loaded.read_meta()
-            if meta.abi_version != abi.ABI_VERSION:
-                return None
-            return ActualProgram(program_id=program_id, meta=meta, tables=loaded.read_tables())
-    except KernelError as error:
-        if error.errno == 1:  # without the right to look, "unknown" would be a lie
-            raise
+    loaded = LoadedIngress.open_readable(program_id)
+    if loaded is None:
         return None
+    with loaded:
+        try:
+            return ActualProgram(program_id, loaded.read_meta(), loaded.read_tables())
+        except KernelError as error:
+            if error.errno == errno.EPERM:  # without the right to look, "unknown" would be a lie
+                raise
+            return None
 
 
 def observe_ingress() -> IngressState:

@@ -144,6 +144,26 @@ class LoadedProgram:
         _close(program, maps)
         raise KernelError(f"open bpf program {program_id}", "it is not ours, or of another version")
 
+    @classmethod
+    def open_readable(cls, program_id: int) -> Self | None:
+        """Open a program, unless this version cannot read it: such a one is replaced.
+
+        Raises:
+            KernelError: this process may not look (EPERM): "unreadable" would be a lie.
+        """
+        try:
+            with contextlib.ExitStack() as cleanup:
+                loaded = cls.open(program_id)
+                cleanup.callback(loaded.close)
+                if loaded.read_meta().abi_version != abi.ABI_VERSION:
+                    return None
+                cleanup.pop_all()
+                return loaded
+        except KernelError as error:
+            if error.errno == errno.EPERM:
+                raise
+            return None
+
     def close(self) -> None:
         """Close all descriptors. A program that is attached nowhere ends with that."""
         _close(self._program, self._maps.values())

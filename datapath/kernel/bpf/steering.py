@@ -181,8 +181,10 @@ def observe_steering() -> SteeringState:
     tables: dict[int, SteeringTables] = {}
     metas: dict[int, ProgramMeta] = {}
     for program_id in sorted(found.ids):
-        with contextlib.suppress(_UnreadableError), _opened(program_id) as loaded:
-            metas[program_id], tables[program_id] = loaded.read_meta(), loaded.read_tables()
+        loaded = LoadedSteering.open_readable(program_id)
+        if loaded is not None:
+            with loaded:
+                metas[program_id], tables[program_id] = loaded.read_meta(), loaded.read_tables()
     return SteeringState(
         ifindexes=state.ifindexes,
         attached=found.programs,
@@ -195,23 +197,6 @@ def observe_steering() -> SteeringState:
         surplus=found.surplus,
         ahead=found.ahead,
     )
-
-
-class _UnreadableError(Exception):
-    """A program of ours that this version cannot read; it is replaced."""
-
-
-def _opened(program_id: int) -> LoadedSteering:
-    try:
-        loaded = LoadedSteering.open(program_id)
-        if loaded.read_meta().abi_version == abi.ABI_VERSION:
-            return loaded
-    except KernelError as error:
-        if error.errno == 1:  # without the right to look, "unreadable" would be a lie
-            raise
-        raise _UnreadableError from error
-    loaded.close()
-    raise _UnreadableError
 
 
 def compare_steering(desired: SteeringProgram, actual: SteeringState) -> SteeringDiff:
