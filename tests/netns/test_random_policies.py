@@ -2,8 +2,8 @@
 """Random policies on the real kernel: each applies, reads back, stays, changes into the next, and goes without a trace.
 
 One example is a chain of policies on one node. That is what makes 500 of them affordable: the eBPF program is
-loaded again only when the mask changes or its maps are too small. `make test` takes the first half of the chains,
-always the same ones: every kind of change is in there many times.
+loaded again only when the mask changes or its maps are too small. `make test` draws half as many chains, always the
+same ones, though not the first of those of `make test-full`: every kind of change is in there many times.
 """
 
 from __future__ import annotations
