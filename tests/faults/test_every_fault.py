@@ -16,19 +16,10 @@ import pytest
 
 from datapath.plan.tc import Hook
 from tests.fake_kernel.site import Killed, Site, attempt, countless, points_of, refusal
+from tests.faults.errnos import ERRNOS
 
 pytestmark = pytest.mark.slow
 
-#: What the kernel plausibly says to any netlink, bpf or /proc operation.
-ERRNOS = (
-    errno.ENOMEM,
-    errno.EBUSY,
-    errno.EEXIST,
-    errno.ENOENT,
-    errno.EPERM,
-    errno.ENOBUFS,
-    errno.ETIMEDOUT,
-)
 #: Kinds of change: from, to. The way to `none` is teardown.
 CHANGES = (
     ("none", "two"),

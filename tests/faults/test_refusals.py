@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from datapath.kernel.bpf import attachments
+from tests.faults.errnos import ERRNOS
 from tests.faults.leaks import objects_with_mask
 from tests.faults.zygote import Zygote
 from tests.netns.nodes import Node, inside, node, quick_dump
@@ -21,16 +22,6 @@ from tools.lab.dump import difference, dump_namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
 
-#: What the kernel plausibly says to any netlink, bpf or /proc operation.
-ERRNOS = (
-    errno.ENOMEM,
-    errno.EBUSY,
-    errno.EEXIST,
-    errno.ENOENT,
-    errno.EPERM,
-    errno.ENOBUFS,
-    errno.ETIMEDOUT,
-)
 #: Nobody else's: what we leave in the kernel is told by it from what other tests have there.
 MASK = 0x03FC0000
 OLD = """\
