@@ -39,28 +39,6 @@ class _XdpMd(ctypes.Structure):
     )
 
 
-class _TestRunOpts(ctypes.Structure):
-    """`struct bpf_test_run_opts` of libbpf."""
-
-    _fields_ = (
-        ("sz", ctypes.c_size_t),
-        ("data_in", ctypes.c_void_p),
-        ("data_out", ctypes.c_void_p),
-        ("data_size_in", ctypes.c_uint32),
-        ("data_size_out", ctypes.c_uint32),
-        ("ctx_in", ctypes.c_void_p),
-        ("ctx_out", ctypes.c_void_p),
-        ("ctx_size_in", ctypes.c_uint32),
-        ("ctx_size_out", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
-        ("repeat", ctypes.c_int),
-        ("duration", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch_size", ctypes.c_uint32),
-    )
-
-
 class _TcHook(ctypes.Structure):
     """`struct bpf_tc_hook`."""
 
@@ -152,7 +130,7 @@ class Programs:
             raise BuildError(f"traffic.bpf.c has no map {name}")
         number = self._library.bpf_map__fd(ctypes.c_void_p(found))
         # The object closes its own descriptor.
-        return libbpf.Map.by_id(_map_id(number))
+        return libbpf.Map(libbpf.OwnedFd(os.dup(number)))
 
     def attach_xdp(self, name: str, ifindex: int) -> None:
         """Attach natively, in the calling thread's namespace."""
@@ -181,8 +159,8 @@ class Programs:
         """
         context = _XdpMd(data_end=len(frame), ingress_ifindex=ifindex)
         data = ctypes.create_string_buffer(frame, len(frame))
-        opts = _TestRunOpts(
-            sz=ctypes.sizeof(_TestRunOpts),
+        opts = libbpf.RunOpts(
+            sz=ctypes.sizeof(libbpf.RunOpts),
             data_in=ctypes.addressof(data),
             data_size_in=len(frame),
             ctx_in=ctypes.addressof(context),
@@ -194,20 +172,6 @@ class Programs:
         result = self._library.bpf_prog_test_run_opts(self.descriptor("generate"), ctypes.byref(opts))
         libbpf.check("send live frames", result)
         return int(opts.duration)
-
-
-class _MapInfo(ctypes.Structure):
-    """The first part of `struct bpf_map_info`."""
-
-    _fields_ = (("type", ctypes.c_uint32), ("id", ctypes.c_uint32))
-
-
-def _map_id(number: int) -> int:
-    info = _MapInfo()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    result = libbpf.library().bpf_obj_get_info_by_fd(number, ctypes.byref(info), ctypes.byref(size))
-    libbpf.check("read the info of a map", result)
-    return int(info.id)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ class _MapInfo(ctypes.Structure):
     )
 
 
-class _TestRunOpts(ctypes.Structure):
+class RunOpts(ctypes.Structure):
     """`struct bpf_test_run_opts` of libbpf."""
 
     _fields_ = (
@@ -370,8 +370,8 @@ def program_test_run(program: OwnedFd, data: bytes, *, context: bytes = b"", rep
     """
     data_out = ctypes.create_string_buffer(len(data) + 64)
     context_out = ctypes.create_string_buffer(max(len(context), 256))
-    opts = _TestRunOpts(
-        sz=ctypes.sizeof(_TestRunOpts),
+    opts = RunOpts(
+        sz=ctypes.sizeof(RunOpts),
         data_in=_address(data),
         data_size_in=len(data),
         data_out=ctypes.cast(data_out, ctypes.c_void_p),
