@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from datapath.plan.ingress import Verdict
+from tools.clang import BuildError
 from tools.fuzz import corpus, replay, world
-from tools.fuzz.build import BuildError, build_replay
+from tools.fuzz.build import build_replay
 
 VARIATIONS = 30_000
 SEED = 20_240_229

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator
@@ -17,17 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from datapath.kernel.bpf import libbpf
+from tools import clang
+from tools.clang import BuildError
 
 _SOURCE: Final = Path(__file__).with_name("traffic.bpf.c")
-_TIMEOUT_S: Final = 120
 _LIVE_FRAMES: Final = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
 _XDP_NATIVE: Final = 1 << 2  # XDP_FLAGS_DRV_MODE
 _INGRESS: Final = 1  # BPF_TC_INGRESS
 _EEXIST: Final = 17
-
-
-class BuildError(Exception):
-    """The programs do not compile; the text is the compiler's."""
 
 
 class _XdpMd(ctypes.Structure):
@@ -69,20 +65,10 @@ def build(directory: Path) -> Path:
     Raises:
         BuildError: it does not compile.
     """
-    output = directory / "traffic.o"
     flags = ["-O2", "-g", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
     multiarch = sysconfig.get_config_var("MULTIARCH")
     flags += [f"-I/usr/include/{multiarch}"] if multiarch else []
-    done = subprocess.run(
-        ["clang-14", "-target", "bpf", *flags, "-c", str(_SOURCE), "-o", str(output)],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise BuildError(done.stderr)
-    return output
+    return clang.build(["-target", "bpf", *flags, "-c", str(_SOURCE)], directory / "traffic.o")
 
 
 class Programs:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tools import clang
 from tools.bench import frames, plan, variants
 from tools.bench.ground import Ground, Link, Site, mac_text, pin, site
-from tools.bench.programs import BuildError, loaded
+from tools.bench.programs import loaded
 from tools.bench.variants import UnavailableError
 from tools.lab.netns import LabError, Namespace
 from tools.lab.topology import FAMILIES
@@ -67,16 +68,7 @@ def build(folder: Path) -> Path:
     Raises:
         BuildError: it does not compile.
     """
-    output = folder / "tcp"
-    done = subprocess.run(
-        ["clang-14", "-O2", "-Wall", "-Wextra", "-Werror", str(_SOURCE), "-o", str(output)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise BuildError(done.stderr)
-    return output
+    return clang.build(["-O2", "-Wall", "-Wextra", "-Werror", str(_SOURCE)], folder / "tcp")
 
 
 @dataclass(slots=True)

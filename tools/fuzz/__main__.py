@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from tools.clang import BuildError
 from tools.fuzz import corpus, replay
-from tools.fuzz.build import BuildError, build_replay, build_target
+from tools.fuzz.build import build_replay, build_target
 from tools.fuzz.run import Finding, FuzzError, Limit, fuzz, minimise
 from tools.fuzz.world import CONTROL_BYTES
 

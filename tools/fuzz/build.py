@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Final
 
 from datapath.kernel.bpf.source import bpf_directory
+from tools import clang
 from tools.fuzz import world
 
 _SOURCES: Final = Path(__file__).parent
@@ -15,28 +15,13 @@ _SANITIZERS: Final = "address,undefined"
 _FLAGS: Final = ("-std=gnu11", "-g", "-fno-strict-aliasing")
 #: Only for this tree: a broken copy may leave something unused.
 _WARNINGS: Final = ("-Wall", "-Wextra", "-Werror")
-_TIMEOUT_S: Final = 120
-
-
-class BuildError(Exception):
-    """The sources do not compile natively; the text is the compiler's."""
 
 
 def _compile(name: str, directory: Path, bpf: Path | None, *options: str) -> Path:
     (directory / "world.h").write_text(world.header(), encoding="utf-8")
-    output = directory / name
-    paths = [str(_SOURCES / f"{name}.c"), f"-I{directory}", f"-I{bpf or bpf_directory()}", "-o", str(output)]
+    paths = [str(_SOURCES / f"{name}.c"), f"-I{directory}", f"-I{bpf or bpf_directory()}"]
     warnings = ["-w"] if bpf else _WARNINGS
-    result = subprocess.run(
-        ["clang-14", *_FLAGS, *warnings, *options, *paths],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
-    if result.returncode != 0:
-        raise BuildError(result.stderr)
-    return output
+    return clang.build([*_FLAGS, *warnings, *options, *paths], directory / name)
 
 
 def build_target(directory: Path, bpf: Path | None = None) -> Path:
