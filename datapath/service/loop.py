@@ -297,7 +297,8 @@ class Service:
         if look.state.pending is not None:
             # A change is on probation, and who holds its clock may die.
             left_s = seconds_left(look.state.pending)
-            self._timers.earliest(self._undo_unconfirmed, now + left_s + UNDO_GRACE_S)
+            # From a clock that is read later: what comes too early finds that it is not overdue, and is over.
+            self._timers.earliest(self._undo_unconfirmed, time.monotonic() + left_s + UNDO_GRACE_S)
         for key in self._healer.backoff.forget_quiet(now):
             self._log.info("drift_contest_ended", what=str(key))
         next_s = self._healer.backoff.next_s(now)
