@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Self, TypeVar
 
@@ -79,11 +80,13 @@ class LoadedProgram:
     Attributes:
         name: of the program in the kernel; ours is what is called so and has the maps.
         map_names: the maps that user space asks for.
+        counter_names: those of them that count by slot: by itself, and before it for this one's predecessors.
         program_id: the kernel's id of the program.
     """
 
     name: ClassVar[str]
     map_names: ClassVar[tuple[str, ...]]
+    counter_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, program: libbpf.OwnedFd, maps: Iterable[libbpf.Map]) -> None:
         self._program = program
@@ -189,6 +192,14 @@ class LoadedProgram:
         """Tie the maps that only user space uses to the life of the program."""
         for bpf_map in self._maps.values():
             libbpf.bind_map(self._program, bpf_map)
+
+    def clear_counters(self, slots: Iterable[int]) -> None:
+        """A slot that a network takes over must not start with the counts of its former owner."""
+        keys = [slot.to_bytes(4, sys.byteorder) for slot in sorted(slots)]
+        for name in self.counter_names:
+            bpf_map = self._maps[name]
+            stale = [key for key in keys if any(bpf_map.lookup(key) or b"")]
+            bpf_map.update(dict.fromkeys(stale, bytes(bpf_map.stored_size)))
 
     # --- what it is
 

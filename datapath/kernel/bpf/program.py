@@ -21,7 +21,7 @@ from datapath.plan.ingress import Verdict
 from datapath.points import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 _BYTE_ORDER: Final = sys.byteorder
 
@@ -35,6 +35,7 @@ class LoadedIngress(LoadedProgram):
 
     name = abi.PROGRAM_NAME
     map_names = abi.MAP_NAMES
+    counter_names = (abi.MAP_COUNTERS, abi.MAP_CARRIED)
 
     # --- what it knows
 
@@ -71,7 +72,7 @@ class LoadedIngress(LoadedProgram):
         actual = actual or self.read_tables()
         if actual == desired:
             return False
-        self._clear_counters(desired.slots - actual.slots)
+        self.clear_counters(desired.slots - actual.slots)
         changes = [self._prefix_changes(table, actual, desired) for table in PrefixTable]
         changes_by_map = [change for by_version in changes for change in by_version]
         networks = Change.between(
@@ -96,18 +97,10 @@ class LoadedIngress(LoadedProgram):
 
     # --- what it saw
 
-    def _clear_counters(self, slots: Iterable[int]) -> None:
-        # A slot that a network takes over must not start with the counts of its former owner.
-        keys = [slot.to_bytes(4, _BYTE_ORDER) for slot in sorted(slots)]
-        for name in (abi.MAP_COUNTERS, abi.MAP_CARRIED):
-            bpf_map = self._maps[name]
-            stale = [key for key in keys if any(bpf_map.lookup(key) or b"")]
-            bpf_map.update(dict.fromkeys(stale, bytes(bpf_map.stored_size)))
-
     def read_counters(self) -> SlotCounters:
         """Counts of all slots that ever saw a packet, with those of the programs that this one replaced."""
         totals: SlotCounters = {}
-        for name in (abi.MAP_COUNTERS, abi.MAP_CARRIED):
+        for name in self.counter_names:
             for key, raw in self._maps[name].items().items():
                 if any(raw):
                     slot = int.from_bytes(key, _BYTE_ORDER)

@@ -32,7 +32,7 @@ from datapath.plan.tc import Direction, Hook
 from datapath.points import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from datapath.plan.steering import SteeringProgram
 
@@ -45,6 +45,7 @@ class LoadedSteering(LoadedProgram):
 
     name = abi.STEERING_NAME
     map_names = abi.STEERING_MAP_NAMES
+    counter_names = (abi.MAP_STEERED, abi.MAP_STEERED_BEFORE)
 
     def read_tables(self) -> SteeringTables:
         """The maps' contents, decoded."""
@@ -67,7 +68,7 @@ class LoadedSteering(LoadedProgram):
             KernelError: the kernel refused; elements already written stay.
         """
         actual = self.read_tables()
-        self._clear_counters(desired.slots - actual.slots)
+        self.clear_counters(desired.slots - actual.slots)
         before, after = encode_targets(actual.targets), encode_targets(desired.targets)
         old, new = encode_replies(actual.replies), encode_replies(desired.replies)
         targets, replies = (
@@ -83,18 +84,10 @@ class LoadedSteering(LoadedProgram):
             reached("remove entries from a map of the egress program")
             change.remove()
 
-    def _clear_counters(self, slots: Iterable[int]) -> None:
-        """A slot that a network takes over must not start with the counts of its former owner."""
-        for name in (abi.MAP_STEERED, abi.MAP_STEERED_BEFORE):
-            bpf_map = self._maps[name]
-            keys = [_slot_key(slot) for slot in sorted(slots) if slot < bpf_map.max_entries]
-            stale = [key for key in keys if any(bpf_map.lookup(key) or b"")]
-            bpf_map.update(dict.fromkeys(stale, bytes(bpf_map.stored_size)))
-
     def read_counters(self) -> dict[int, Counter]:
         """Steered packets of all slots that ever saw one, with those of the programs that this one replaced."""
         totals: dict[int, Counter] = {}
-        for name in (abi.MAP_STEERED, abi.MAP_STEERED_BEFORE):
+        for name in self.counter_names:
             for key, raw in self._maps[name].items().items():
                 if any(raw):
                     slot, numbers = int.from_bytes(key, _BYTE_ORDER), memoryview(raw).cast("Q")
