@@ -12,13 +12,12 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from datapath.kernel.fib_codec import AF
+from datapath.kernel.fib_codec import AF, FIB_HEADER
 from datapath.kernel.netlink import Netlink, attributes
 from datapath.kernel.rtnl_dump import dump_routes
 from datapath.plan.rtnl import TABLE_MAIN
 
 # linux/rtnetlink.h
-_RTMSG: Final = struct.Struct("=8BI")
 _RTN_UNICAST: Final = 1
 _RTA_OIF, _RTA_MULTIPATH = 4, 9
 #: struct rtnexthop: length, flags, hops, ifindex.
@@ -44,8 +43,8 @@ def default_devices() -> dict[int, tuple[str, ...]]:
 def _indexes(netlink: Netlink, family: int) -> Iterator[int]:
     for body in dump_routes(netlink, family, table=TABLE_MAIN):
         # Length of the destination first: a full table has a million routes that are none of this.
-        if body[1] == 0 and _RTMSG.unpack_from(body)[7] == _RTN_UNICAST:
-            for kind, value in attributes(body, _RTMSG.size):
+        if body[1] == 0 and FIB_HEADER.unpack_from(body)[7] == _RTN_UNICAST:
+            for kind, value in attributes(body, FIB_HEADER.size):
                 if kind == _RTA_OIF:
                     yield int(struct.unpack("=I", value)[0])
                 elif kind == _RTA_MULTIPATH:

@@ -22,7 +22,7 @@ from datapath.reconcile.actual import ForeignRule
 
 AF: Final = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
 #: struct fib_rule_hdr and struct rtmsg have the same size: eight bytes and a word of flags.
-_FIXED: Final = struct.Struct("=8BI")
+FIB_HEADER: Final = struct.Struct("=8BI")
 #: FR_ACT_* of linux/fib_rules.h.
 _ACTIONS: Final = {1: RuleAction.LOOKUP, 2: RuleAction.GOTO, 3: RuleAction.NOP}
 _ACTION_NUMBERS: Final = {action: number for number, action in _ACTIONS.items()}
@@ -276,7 +276,7 @@ class _Shape:
 
     def __init__(self, body: bytes, kinds: tuple[int, ...], as_bytes: frozenset[int]) -> None:
         layout, positions = ["=8s4x"], {}
-        offset, field, end = _FIXED.size, 2, len(body)
+        offset, field, end = FIB_HEADER.size, 2, len(body)
         while offset + 4 <= end:
             length, kind = ATTRIBUTE.unpack_from(body, offset)
             if not 4 <= length <= end - offset:

@@ -124,6 +124,11 @@ def attributes(body: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def text(payload: bytes) -> str:
+    """A string as attributes carry it: it ends with a zero byte, and nothing says in which encoding it is."""
+    return payload.rstrip(b"\0").decode(errors="replace")
+
+
 class Netlink:
     """One netlink socket of the current network namespace. Use as a context manager, or close it.
 
@@ -307,6 +312,6 @@ def _verdict(answer: int, flags: int, body: bytes) -> tuple[int, str]:
     if flags & _F_ACK_TLVS:
         # An error repeats the header of the request before the attributes (not its body: NETLINK_CAP_ACK).
         found = dict(attributes(body, 20 if answer == _ERROR else 4))
-        words = found.get(_NLMSGERR_MSG, b"").rstrip(b"\0").decode(errors="replace")
+        words = text(found.get(_NLMSGERR_MSG, b""))
         reason = f"{reason}: {words}" if words else reason
     return code, reason

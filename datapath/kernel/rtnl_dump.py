@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from datapath.errors import KernelError
 from datapath.facts import IpInterface, LinkFacts
-from datapath.kernel.netlink import ATTRIBUTE, TYPE_MASK, Netlink, attribute, attributes
+from datapath.kernel.netlink import ATTRIBUTE, TYPE_MASK, Netlink, attribute, attributes, text
 from datapath.reconcile.actual import ActualLink
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
@@ -68,14 +68,14 @@ def _link_message(body: bytes) -> LinkMessage:
         if kind & TYPE_MASK in _LINK_WANTED:
             found[kind & TYPE_MASK] = body[offset + 4 : offset + length]
         offset += (length + 3) & ~3
-    return LinkMessage(index, flags, _text(found.get(_IFLA_IFNAME, b"")), found)
+    return LinkMessage(index, flags, text(found.get(_IFLA_IFNAME, b"")), found)
 
 
 def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
     """The device as reconciliation sees it; `names` of all devices by ifindex."""
     found = message.attributes
     info = dict(attributes(found.get(_IFLA_LINKINFO, b"")))
-    kind = _text(info.get(_IFLA_INFO_KIND, b""))
+    kind = text(info.get(_IFLA_INFO_KIND, b""))
     vlan_id = protocol = 0
     parent = ""
     if kind == "vlan":
@@ -86,7 +86,7 @@ def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
     elif kind in _STACKED_KINDS:
         parent = names.get(_number(found.get(_IFLA_LINK)), "")
     # A VRF takes routing over, every other master the packets themselves.
-    slave_kind = _text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) or "vrf"
+    slave_kind = text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) or "vrf"
     master = _number(found.get(_IFLA_MASTER)) if slave_kind != "vrf" else 0
     return ActualLink(
         message.name,
@@ -152,7 +152,3 @@ def dump_routes(netlink: Netlink, family: int, *, protocol: int = 0, table: int 
 
 def _number(value: bytes | None) -> int:
     return int(_U32.unpack(value)[0]) if value else 0
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")

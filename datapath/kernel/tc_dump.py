@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from datapath.kernel.netlink import attributes
+from datapath.kernel.netlink import attributes, text
 
 if TYPE_CHECKING:
     from datapath.kernel.netlink import Netlink
@@ -75,12 +75,12 @@ def _dump(netlink: Netlink, what: str, message_type: int, ifindex: int, parent: 
 def _decode(body: bytes) -> TcObject:
     _, ifindex, handle, parent, info = TCMSG.unpack_from(body)
     found = dict(attributes(body, TCMSG.size))
-    kind = _text(found.get(_TCA_KIND, b""))
+    kind = text(found.get(_TCA_KIND, b""))
     program_id, name = 0, ""
     if kind == "bpf":
         options = dict(attributes(found.get(_TCA_OPTIONS, b"")))
         program_id = int.from_bytes(options.get(_TCA_BPF_ID, b"")[:4], sys.byteorder)
-        name = _text(options.get(_TCA_BPF_NAME, b""))
+        name = text(options.get(_TCA_BPF_NAME, b""))
     return TcObject(
         ifindex=ifindex,
         kind=kind,
@@ -90,7 +90,3 @@ def _decode(body: bytes) -> TcObject:
         program_id=program_id,
         name=name,
     )
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")

@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from datapath.kernel.netlink import bind_aside
+from datapath.kernel.netlink import bind_aside, text
 from datapath.kernel.socket_filter import attach_route_filter
 from datapath.plan.nft import TABLE_NAME
 from datapath.plan.rtnl import ROUTE_PROTOCOL, TABLE_MAIN
@@ -171,7 +171,7 @@ class RouteWatch:
     def _link_concerns(self, kind: int, message: memoryview) -> bool:
         (index,) = struct.unpack_from("=i", message, 4)
         name = _attribute(message, 16, 3)  # IFLA_IFNAME
-        is_ours = name is not None and name.rstrip(b"\0").decode(errors="replace") in self._interest.devices
+        is_ours = name is not None and text(name) in self._interest.devices
         was_ours = index in self._indexes
         if is_ours and kind == _LINK:
             self._indexes.add(index)
@@ -213,7 +213,7 @@ class NftWatch:
         pid_bytes, name = _attribute(message, 4, 2), _attribute(message, 4, 3)  # NFTA_GEN_PROC_PID, _NAME
         pid = struct.unpack("!I", pid_bytes)[0] if pid_bytes else 0
         if what and pid != os.getpid():
-            comm = name.rstrip(b"\0").decode(errors="replace") if name else ""
+            comm = text(name) if name else ""
             yield Event("nft", what, f"{comm or 'process'}[{pid}]" if pid else comm, time.monotonic())
 
 
