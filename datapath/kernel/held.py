@@ -7,26 +7,46 @@ A program that is attached nowhere and held by nobody is gone, and compiling tak
 from __future__ import annotations
 
 import contextlib
+from typing import Generic, TypeVar
 
 from datapath.errors import KernelError
 from datapath.kernel import bpf
 from datapath.kernel.bpf import attachments, steering
+from datapath.kernel.bpf.loaded import LoadedProgram
 from datapath.kernel.bpf.steering import LoadedSteering
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.steering import SteeringProgram
 from datapath.plan.tc import Direction
 
+_Program = TypeVar("_Program", bound=LoadedProgram)
 
-class HeldProgram:
-    """Keeps the program open that serves now."""
 
-    def __init__(self) -> None:
-        self._loaded: bpf.LoadedIngress | None = None
+class _Held(Generic[_Program]):
+    """At most one program, kept open."""
+
+    def __init__(self, program_class: type[_Program]) -> None:
+        self._class = program_class
+        self._loaded: _Program | None = None
 
     def close(self) -> None:
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
+
+    def _hold(self, program_id: int) -> None:
+        if self._loaded is not None and self._loaded.program_id == program_id:
+            return
+        self.close()
+        # Replaced in this moment: an event or the next look tells.
+        with contextlib.suppress(KernelError):
+            self._loaded = self._class.open(program_id)
+
+
+class HeldProgram(_Held[bpf.LoadedIngress]):
+    """Keeps the program open that serves now."""
+
+    def __init__(self) -> None:
+        super().__init__(bpf.LoadedIngress)
 
     def follow(self, desired: IngressProgram) -> None:
         """Hold what is attached now, provided that it is all as desired."""
@@ -35,13 +55,7 @@ class HeldProgram:
         if len(ids) != 1 or bpf.compare_ingress(desired, state).reload:
             return
         (program_id,) = ids
-        if self._loaded is not None and self._loaded.program_id == program_id:
-            return
-        self.close()
-        with contextlib.suppress(
-            KernelError
-        ):  # replaced in this moment: the event of that makes us look again
-            self._loaded = bpf.LoadedIngress.open(program_id)
+        self._hold(program_id)
 
     def attach(self, desired: IngressProgram, filtered: frozenset[str]) -> None:
         """Put the held program back where it is missing or was replaced; nothing where it is not the right one.
@@ -74,27 +88,19 @@ class HeldProgram:
         bpf.attach_all(self._loaded, missing, filtered)
 
 
-class HeldSteering:
+class HeldSteering(_Held[LoadedSteering]):
     """The same for the egress program."""
 
     def __init__(self) -> None:
-        self._loaded: LoadedSteering | None = None
-
-    def close(self) -> None:
-        if self._loaded is not None:
-            self._loaded.close()
-            self._loaded = None
+        super().__init__(LoadedSteering)
 
     def follow(self, desired: SteeringProgram) -> None:
         """Hold what is attached now, provided that it is all as desired."""
         program_id = steering.compare_steering(desired, steering.observe_steering()).program_id
         if not desired.attachments:
             self.close()
-        if program_id is None or (self._loaded is not None and self._loaded.program_id == program_id):
-            return
-        self.close()
-        with contextlib.suppress(KernelError):  # replaced in this moment: the next look sees it
-            self._loaded = LoadedSteering.open(program_id)
+        if program_id is not None:
+            self._hold(program_id)
 
     def attach(self, desired: SteeringProgram) -> None:
         """Put the held program back where no program of ours is left; its maps are compared afterwards.
