@@ -177,18 +177,6 @@ class Rtnl:
             first = refusals[0]
             raise changes[first.number].refusal(first.errno, first.reason)
 
-    def add_rule(self, rule: FibRule) -> None:
-        self.change([FibChange(Verb.ADD, rule)])
-
-    def delete_rule(self, rule: FibRule) -> None:
-        self.change([FibChange(Verb.DELETE, rule)])
-
-    def add_route(self, route: Route, *, replace: bool) -> None:
-        self.change([FibChange(Verb.REPLACE if replace else Verb.ADD, route)])
-
-    def delete_route(self, route: Route) -> None:
-        self.change([FibChange(Verb.DELETE, route)])
-
     @property
     def vlan_links(self) -> VlanLinks:
         """Opened by the first use: the library takes 10 MB and starts an event loop."""

@@ -192,10 +192,10 @@ def test_what_is_written_is_read_back(some_rules: list[FibRule], some_routes: li
 def test_replacing_leaves_one_route(destination: IpNetwork, gateways: tuple[Any, Any]) -> None:
     old, new = (Route(700_001, destination, "eth1", gateway, metric=1024) for gateway in gateways)
     with Rtnl() as rtnl:
-        rtnl.add_route(old, replace=False)
-        rtnl.add_route(new, replace=True)
+        rtnl.change([FibChange(Verb.ADD, old)])
+        rtnl.change([FibChange(Verb.REPLACE, new)])
         assert rtnl.routes() == {new}
-        rtnl.delete_route(new)
+        rtnl.change([FibChange(Verb.DELETE, new)])
 
 
 def numbered(count: int) -> list[FibRule]:
@@ -205,7 +205,7 @@ def numbered(count: int) -> list[FibRule]:
 def test_a_refusal_is_that_of_its_own_message_and_stops_nobody() -> None:
     present, *others = some = numbered(2 * BATCH_MAX + 2)
     with Rtnl() as rtnl:
-        rtnl.add_rule(present)
+        rtnl.change([FibChange(Verb.ADD, present)])
         changes = [FibChange(Verb.ADD, rule) for rule in [*others[:300], present, *others[300:]]]
         with pytest.raises(
             KernelError, match=f"add rule: File exists .*priority {present.priority} "
@@ -216,7 +216,7 @@ def test_a_refusal_is_that_of_its_own_message_and_stops_nobody() -> None:
         assert rtnl.rules()[0] == frozenset(some)
         rtnl.change([FibChange(Verb.DELETE, rule) for rule in some])
         with pytest.raises(KernelError, match="delete rule: No such file") as caught:
-            rtnl.delete_rule(present)
+            rtnl.change([FibChange(Verb.DELETE, present)])
         assert caught.value.errno == errno.ENOENT
 
 
@@ -231,7 +231,7 @@ def test_every_refusal_of_a_large_batch_arrives() -> None:
 def test_the_kernel_s_own_words_are_told() -> None:
     route = Route(700_001, IPv4Network("0.0.0.0/0"), "eth1", IPv4Address("224.0.0.1"))
     with Rtnl() as rtnl, pytest.raises(KernelError, match="Nexthop has invalid gateway"):
-        rtnl.add_route(route, replace=False)
+        rtnl.change([FibChange(Verb.ADD, route)])
 
 
 def test_a_missing_device_is_named_and_nothing_is_sent() -> None:

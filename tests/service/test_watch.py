@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.kernel.rtnl import Rtnl
+from datapath.kernel.rtnl import FibChange, Rtnl, Verb
 from datapath.kernel.watch import Event, Interest, NftWatch, RouteWatch
 from datapath.plan.rtnl import Route
 from tests.service.daemon import Node
@@ -128,8 +128,8 @@ def test_own_changes_are_no_events(node: Node, routes: RouteWatch) -> None:
 
     def change() -> None:
         with Rtnl() as rtnl:
-            rtnl.add_route(route, replace=False)
-            rtnl.delete_route(route)
+            rtnl.change([FibChange(Verb.ADD, route)])
+            rtnl.change([FibChange(Verb.DELETE, route)])
 
     node.ns.call(change)
     assert routes.read() == []
