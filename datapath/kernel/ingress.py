@@ -95,7 +95,7 @@ def sync(desired: IngressProgram, *, clsact: frozenset[str], filtered: frozenset
     else:
         _update_in_place(desired, state, diff, filtered)
     for ifname in diff.detach:
-        bpf.detach(ifname, remove_clsact=False)
+        bpf.detach(ifname)
     needed = frozenset(desired.attachments) if state.hook is Hook.CLSACT else filtered
     tc.remove_clsact(*sorted(clsact - needed))
 

@@ -82,17 +82,6 @@ class TcState:
     clsact: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class AttachResult:
-    """What attaching changed besides the program.
-
-    Attributes:
-        created_clsact: the device had none before; to be remembered for `detach_filter`.
-    """
-
-    created_clsact: bool
-
-
 def ifindexes() -> dict[str, int]:
     """Every device of the namespace by name."""
     return {name: index for index, name in socket.if_nameindex()}
@@ -150,7 +139,7 @@ def _refuse_foreign(ifname: str, filters: list[TcFilter]) -> None:
             )
 
 
-def attach_filter(ifname: str, program_fd: int, direction: Direction = Direction.INGRESS) -> AttachResult:
+def attach_filter(ifname: str, program_fd: int, direction: Direction = Direction.INGRESS) -> None:
     """Attach the program at a hook of a device, or replace our older one there in one step.
 
     Raises:
@@ -164,15 +153,13 @@ def attach_filter(ifname: str, program_fd: int, direction: Direction = Direction
         raise KernelError(operation, f"there is no device {ifname}", errno=errno.ENODEV) from error
     with Netlink() as netlink:
         _refuse_foreign(ifname, _filters(netlink, index, direction))
-        created = not _clsact_devices(netlink, index) and _add_clsact(netlink, operation, index)
+        if not _clsact_devices(netlink, index):
+            _add_clsact(netlink, operation, index)
         reached(f"attach the {direction} filter to {ifname}")
         _change(netlink, operation, _new_filter(index, program_fd, direction))
-    return AttachResult(created_clsact=created)
 
 
-def attach_filters(
-    ifnames: Sequence[str], program_fd: int, direction: Direction = Direction.INGRESS
-) -> dict[str, AttachResult]:
+def attach_filters(ifnames: Sequence[str], program_fd: int, direction: Direction = Direction.INGRESS) -> None:
     """`attach_filter` for many devices: one dump of qdiscs for all of them, and all changes in few system calls.
 
     Raises:
@@ -184,7 +171,6 @@ def attach_filters(
     for ifname in ifnames:
         if ifname not in known:
             raise KernelError(operation.format(ifname), f"there is no device {ifname}", errno=errno.ENODEV)
-    results: dict[str, AttachResult] = {}
     requests: list[Request] = []
     owners: list[str] = []
     with Netlink() as netlink:
@@ -199,14 +185,11 @@ def attach_filters(
             reached(f"attach the {direction} filter to {ifname}")
             requests.append(_new_filter(index, program_fd, direction))
             owners += [ifname] * (len(requests) - len(owners))
-            results[ifname] = AttachResult(created_clsact=index not in have_qdisc)
         for refusal in netlink.change(requests):
-            ifname = owners[refusal.number]
+            # Somebody was faster with the qdisc: then it is theirs.
             if requests[refusal.number].kind != _NEWQDISC or refusal.errno != errno.EEXIST:
+                ifname = owners[refusal.number]
                 raise KernelError(operation.format(ifname), refusal.reason, errno=refusal.errno)
-            # Somebody was faster: then it is theirs.
-            results[ifname] = AttachResult(created_clsact=False)
-    return results
 
 
 def _new_filter(ifindex: int, program_fd: int, direction: Direction) -> Request:
@@ -234,20 +217,17 @@ def _clsact_request(kind: int, flags: int, ifindex: int) -> Request:
 
 def _change(
     netlink: Netlink, operation: str, request: Request, *, harmless: frozenset[int] = frozenset()
-) -> bool:
-    """Whether the change was made; False for a refusal that does no harm."""
+) -> None:
     for refusal in netlink.change([request]):
         if refusal.errno not in harmless:
             raise KernelError(operation, refusal.reason, errno=refusal.errno)
-        return False
-    return True
 
 
-def _add_clsact(netlink: Netlink, operation: str, ifindex: int) -> bool:
+def _add_clsact(netlink: Netlink, operation: str, ifindex: int) -> None:
     reached("add clsact")
     request = _clsact_request(_NEWQDISC, F_CREATE | F_EXCL, ifindex)
     # Somebody was faster: then it is theirs.
-    return _change(netlink, operation, request, harmless=frozenset({errno.EEXIST}))
+    _change(netlink, operation, request, harmless=frozenset({errno.EEXIST}))
 
 
 def detach_filter(ifname: str, direction: Direction = Direction.INGRESS) -> bool:

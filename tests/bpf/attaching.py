@@ -44,19 +44,20 @@ def apply(desired: IngressProgram) -> dict[str, bool]:
     """The controller's part in short; which devices got a clsact from us."""
     actual = bpf.observe_ingress()
     diff = bpf.compare_ingress(desired, actual)
-    created: dict[str, bool] = {}
     if diff.reload:
         with bpf.load_ingress(desired) as loaded:
-            results = bpf.switch(loaded, actual, diff.attach)
-            created = {name: result.created_clsact for name, result in results.items()}
+            bpf.switch(loaded, actual, diff.attach)
     else:
         if diff.update is not None:
             bpf.update_entries(diff.update, desired)
         if diff.attach:
             with bpf.LoadedIngress.open(next(iter(actual.programs))) as loaded:
-                created = {name: bpf.attach(loaded, name).created_clsact for name in diff.attach}
+                for name in diff.attach:
+                    bpf.attach(loaded, name)
+    created = {name: name in bpf.observe_ingress().clsact - actual.clsact for name in diff.attach}
     for name in diff.detach:
-        bpf.detach(name, remove_clsact=True)
+        bpf.detach(name)
+    tc.remove_clsact(*diff.detach)
     assert bpf.compare_ingress(desired, bpf.observe_ingress()).is_empty
     return created
 

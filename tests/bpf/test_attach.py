@@ -193,7 +193,7 @@ def test_classic_ingress_qdisc_of_someone_else_is_used_and_kept(wire: Wire) -> N
     wire.send(tagged(ETH_P_IP, V4, (ETH_P_8021Q, 100)))
     assert packets(1) == 1
     before = run("tc", "qdisc", "show", "dev", "trunk0")
-    assert bpf.detach("trunk0", remove_clsact=False)
+    assert bpf.detach("trunk0")
     assert run("tc", "qdisc", "show", "dev", "trunk0") == before
 
 

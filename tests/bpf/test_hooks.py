@@ -54,10 +54,12 @@ def test_clsact_stays_when_someone_uses_it_or_we_did_not_make_it(monkeypatch: py
     use_hook(monkeypatch, Hook.CLSACT)
     assert apply(program(VLAN, OTHER_DEVICE)) == {"trunk0": True, "trunk1": True}
     add_classic("trunk0", "egress", priority=9)
-    assert bpf.detach("trunk0", remove_clsact=True)
-    assert bpf.detach("trunk1", remove_clsact=False)
+    assert bpf.detach("trunk0")
+    tc.remove_clsact("trunk0")
+    assert bpf.detach("trunk1")
     assert bpf.observe_ingress().clsact == {"trunk0", "trunk1"}
-    assert not bpf.detach("trunk1", remove_clsact=True)
+    assert not bpf.detach("trunk1")
+    tc.remove_clsact("trunk1")
     assert bpf.observe_ingress().clsact == {"trunk0"}
 
 
@@ -73,7 +75,8 @@ def test_filter_of_someone_else_in_our_place_is_a_conflict(monkeypatch: pytest.M
     assert bpf.compare_ingress(program(VLAN), state).conflicts == state.conflicts
     with bpf.load_ingress(program(VLAN)) as loaded, pytest.raises(ConflictError, match="0x6470"):
         bpf.attach(loaded, "trunk0")
-    assert not bpf.detach("trunk0", remove_clsact=True)
+    assert not bpf.detach("trunk0")
+    tc.remove_clsact("trunk0")
     assert dump("trunk0") == before
 
 

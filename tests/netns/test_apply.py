@@ -257,7 +257,7 @@ def test_tcx_program_that_is_gone_is_drift_and_comes_back(user: User) -> None:
     user.apply(ONE)
     settled = user.dump()
     assert "eth1 ingress: datapath_in" in settled["tcx"]
-    detach = "from datapath.kernel.bpf import attachments as a; a.detach('eth1', remove_clsact=False)"
+    detach = "from datapath.kernel.bpf import attachments as a; a.detach('eth1')"
     user.node.run(sys.executable, "-c", detach)
     assert user.dump()["tcx"] == ""
     assert "eBPF program" in user.run("status", status=3)

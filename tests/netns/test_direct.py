@@ -140,7 +140,7 @@ with steering.LoadedSteering.open(min(state.tables)) as loaded:
     ("code", "named"),
     [
         (
-            DETACH + "a.detach('eth2', D.EGRESS, remove_clsact=False)",
+            DETACH + "a.detach('eth2', D.EGRESS)",
             "egress program for 1 network(s) on eth2",
         ),
         (SPOIL, "egress program for 1 network(s) on eth2"),

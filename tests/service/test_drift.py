@@ -82,9 +82,7 @@ EBPF_DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "device gone and back": ("tc", _device),
     "ruleset flushed": DRIFTS["ruleset flushed"],
 }
-_DETACH = (
-    "import sys; from datapath.kernel.bpf import attachments as a; a.detach(sys.argv[1], remove_clsact=False)"
-)
+_DETACH = "import sys; from datapath.kernel.bpf import attachments as a; a.detach(sys.argv[1])"
 #: The kernel tells nobody when a tcx program goes.
 TCX_DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "program detached": ("tc", lambda node: node.ns.run(sys.executable, "-c", _DETACH, "eth0")),
@@ -177,7 +175,7 @@ def test_egress_program_follows_the_default_routes_and_is_put_back(steering: Dae
     node.ns.ip(["-4 route del default dev up0", "-6 route replace default dev up1"])
     wait_until(lambda: _steers_at(node) == {"up1"}, "both moved")
     detach = "from datapath.plan.tc import Direction as D; from datapath.kernel.bpf import attachments as a;"
-    node.ns.run(sys.executable, "-c", f"{detach} a.detach('up1', D.EGRESS, remove_clsact=False)")
+    node.ns.run(sys.executable, "-c", f"{detach} a.detach('up1', D.EGRESS)")
     wait_until(lambda: _steers_at(node) == {"up1"}, "detached, and put back")
 
 

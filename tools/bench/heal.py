@@ -28,7 +28,7 @@ from tools.lab.netns import Namespace, new_prefix, remove
 _START_TIMEOUT_S: Final = 300
 _HEAL_TIMEOUT_S: Final = 60
 _POLL_S: Final = 0.002
-_DETACH: Final = "from datapath.kernel.bpf import attachments as a; a.detach('d0', remove_clsact=False)"
+_DETACH: Final = "from datapath.kernel.bpf import attachments as a; a.detach('d0')"
 
 Act = Callable[[Namespace], object]
 

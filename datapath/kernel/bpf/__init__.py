@@ -21,11 +21,9 @@ from datapath.kernel.bpf.loaded import Counter, ProgramMeta
 from datapath.kernel.bpf.program import LoadedIngress, SlotCounters
 from datapath.kernel.bpf.source import Capacities, desired_digest
 from datapath.kernel.bpf.tables import IngressTables, NetworkEntry, PointKey, resolve
-from datapath.kernel.tc import AttachResult
 
 __all__ = [
     "ActualProgram",
-    "AttachResult",
     "Capacities",
     "Counter",
     "Drop",

@@ -18,7 +18,6 @@ from typing import Final
 from datapath.errors import KernelError
 from datapath.kernel import tc
 from datapath.kernel.bpf import abi, libbpf, tcx
-from datapath.kernel.tc import AttachResult
 from datapath.plan.tc import FEW_DEVICES, MANY_DEVICES, Direction, Hook
 from datapath.points import reached
 
@@ -188,7 +187,7 @@ def _ours(chain: tuple[int, ...], direction: Direction, names: _Names) -> list[i
     return [program_id for program_id in chain if names.of(program_id) == PROGRAM_NAMES[direction]]
 
 
-def attach(program_fd: int, ifname: str, direction: Direction = Direction.INGRESS) -> AttachResult:
+def attach(program_fd: int, ifname: str, direction: Direction = Direction.INGRESS) -> None:
     """Attach at a hook of a device, or replace our older program there in one step.
 
     An older one that is attached in the other way goes after the new one is there.
@@ -198,12 +197,11 @@ def attach(program_fd: int, ifname: str, direction: Direction = Direction.INGRES
         KernelError: the kernel refused.
     """
     if preferred_hook() is Hook.CLSACT:
-        result = tc.attach_filter(ifname, program_fd, direction)
+        tc.attach_filter(ifname, program_fd, direction)
         _detach_tcx(ifname, direction)
-        return result
+        return
     _attach_tcx(program_fd, ifname, direction)
     tc.detach_filter(ifname, direction)
-    return AttachResult(created_clsact=False)
 
 
 def attach_all(
@@ -211,7 +209,7 @@ def attach_all(
     ifnames: Sequence[str],
     filtered: frozenset[str],
     direction: Direction = Direction.INGRESS,
-) -> dict[str, AttachResult]:
+) -> None:
     """Attach at a hook of several devices; see `attach`.
 
     Args:
@@ -228,11 +226,12 @@ def attach_all(
     together = [name for name in ifnames if name in filtered or not is_tcx]
     if not is_tcx and len(together) < MANY_DEVICES:
         together = []
-    results = {name: attach(program_fd, name, direction) for name in ifnames if name not in set(together)}
-    results |= tc.attach_filters(together, program_fd, direction)
+    for name in ifnames:
+        if name not in set(together):
+            attach(program_fd, name, direction)
+    tc.attach_filters(together, program_fd, direction)
     for name in together:
         _detach_tcx(name, direction)
-    return results
 
 
 def _attach_tcx(program_fd: int, ifname: str, direction: Direction) -> None:
@@ -281,13 +280,12 @@ def _remove(ifindex: int, direction: Direction, program_ids: list[int]) -> None:
             tcx.detach(ifindex, direction, program.number)
 
 
-def detach(ifname: str, direction: Direction = Direction.INGRESS, *, remove_clsact: bool) -> bool:
+def detach(ifname: str, direction: Direction = Direction.INGRESS) -> bool:
     """Take our program from a hook of a device, however it is attached; nothing of others.
 
     Args:
         ifname: the device; one that is gone is no error.
         direction: the hook.
-        remove_clsact: the qdisc was made by us. It is removed only if no filter of anyone is left on it.
 
     Returns:
         whether our program was there.
@@ -296,7 +294,4 @@ def detach(ifname: str, direction: Direction = Direction.INGRESS, *, remove_clsa
         KernelError: the kernel refused.
     """
     was_there = _detach_tcx(ifname, direction)
-    was_there = tc.detach_filter(ifname, direction) or was_there
-    if remove_clsact:
-        tc.remove_clsact(ifname)
-    return was_there
+    return tc.detach_filter(ifname, direction) or was_there

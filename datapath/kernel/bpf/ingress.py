@@ -245,21 +245,19 @@ def require_ethernet(ifname: str) -> None:
         )
 
 
-def attach(loaded: LoadedIngress, ifname: str) -> tc.AttachResult:
+def attach(loaded: LoadedIngress, ifname: str) -> None:
     """Attach at the ingress of a device; see `attachments.attach`."""
-    return attachments.attach(loaded.program_fd, ifname)
+    attachments.attach(loaded.program_fd, ifname)
 
 
-def attach_all(
-    loaded: LoadedIngress, ifnames: Sequence[str], filtered: frozenset[str] = frozenset()
-) -> dict[str, tc.AttachResult]:
+def attach_all(loaded: LoadedIngress, ifnames: Sequence[str], filtered: frozenset[str] = frozenset()) -> None:
     """Attach at the ingress of devices; see `attachments.attach_all`."""
-    return attachments.attach_all(loaded.program_fd, ifnames, filtered)
+    attachments.attach_all(loaded.program_fd, ifnames, filtered)
 
 
-def detach(ifname: str, *, remove_clsact: bool) -> bool:
+def detach(ifname: str) -> bool:
     """Take our program from the ingress of a device; see `attachments.detach`."""
-    return attachments.detach(ifname, remove_clsact=remove_clsact)
+    return attachments.detach(ifname)
 
 
 def update_entries(program_id: int, desired: IngressProgram, actual: IngressState | None = None) -> bool:
@@ -296,7 +294,7 @@ def switch(
     actual: IngressState,
     attachments: tuple[str, ...],
     filtered: frozenset[str] = frozenset(),
-) -> dict[str, tc.AttachResult]:
+) -> None:
     """Attach a new program to all its devices and carry the counters of the one it replaces.
 
     Each device switches in one step and at no time has none. Where it stops with an error, the devices before
@@ -313,9 +311,8 @@ def switch(
             if program_id != loaded.program_id
         ]
         _carry(loaded, olds)
-        results = attach_all(loaded, attachments, filtered)
+        attach_all(loaded, attachments, filtered)
         _carry(loaded, olds)
-    return results
 
 
 def _carry(loaded: LoadedIngress, olds: list[LoadedIngress]) -> None:
