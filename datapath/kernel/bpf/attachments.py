@@ -226,8 +226,9 @@ def attach_all(
     together = [name for name in ifnames if name in filtered or not is_tcx]
     if not is_tcx and len(together) < MANY_DEVICES:
         together = []
+    others = set(ifnames) - set(together)
     for name in ifnames:
-        if name not in set(together):
+        if name in others:
             attach(program_fd, name, direction)
     tc.attach_filters(together, program_fd, direction)
     for name in together:
