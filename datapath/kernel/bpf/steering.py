@@ -10,6 +10,7 @@ everything new is added, and after the rest of the change what is no longer want
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -202,7 +203,7 @@ def compare_steering(desired: SteeringProgram, actual: SteeringState) -> Steerin
     for ifname in wanted:
         if ifname not in actual.ifindexes:
             raise KernelError(
-                "find the devices of the egress program", f"there is no device {ifname}", errno=19
+                "find the devices of the egress program", f"there is no device {ifname}", errno=errno.ENODEV
             )
     detach = tuple(sorted({*actual.attached, *actual.surplus} - set(wanted)))
     if not wanted:
