@@ -8,13 +8,12 @@ import time
 
 from datapath.controller import Applied, Controller
 from datapath.errors import DatapathError
-from datapath.kernel.guardian import is_overdue, watch_until_deadline
+from datapath.kernel.guardian import MISSED, is_overdue, watch_until_deadline
 from datapath.log import get_logger
 from datapath.policy import parse_policy
 from datapath.probing import failing
 from datapath.state import StateDirectory, current_netns, undone_by
 
-_MISSED = "nobody confirmed it in time"
 #: Until the guardian gives up on a change that cannot be undone: then it is the daemon's, or the next start's.
 _RETRIES_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
@@ -37,7 +36,7 @@ def confirm(directory: StateDirectory) -> int:
             )
         if is_overdue(state.pending):
             raise DatapathError(
-                f"too late, the change goes back: {state.pending.reason or _MISSED}",
+                f"too late, the change goes back: {state.pending.reason or MISSED}",
                 hint="`datapath rollback` does it if nobody else does; then apply it again",
             )
         directory.save(dataclasses.replace(state, pending=None))
@@ -60,7 +59,7 @@ def watch(directory: StateDirectory, controller: Controller, token: str) -> Appl
 
 
 def undo(
-    directory: StateDirectory, controller: Controller, token: str, reason: str = _MISSED
+    directory: StateDirectory, controller: Controller, token: str, reason: str = MISSED
 ) -> Applied | None:
     """Undo the change of that token.
 

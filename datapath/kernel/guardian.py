@@ -24,6 +24,8 @@ _START_TIMEOUT_S = 10
 _POLL_S = 0.5
 #: So often the probes that worked are repeated; each of them takes its own time on top.
 _PROBE_S = 2.0
+#: Why a change goes back where no probe failed.
+MISSED = "nobody confirmed it in time"
 
 
 def boot_clock_s() -> float:
@@ -116,7 +118,7 @@ def watch_until_deadline(
             return ""
         now = boot_clock_s()
         if is_overdue(pending):
-            return pending.reason or "nobody confirmed it in time"
+            return pending.reason or MISSED
         if pending.watched and now >= probe_at_s:
             reason = failing(pending.watched)
             if reason:
