@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import pydantic
 import yaml
@@ -16,6 +16,9 @@ import yaml
 from datapath.errors import InputError
 
 IpInterface = IPv4Interface | IPv6Interface
+#: Kinds of devices whose packets leave by another one without a tag: they show up once more at its egress. (The
+#: other end of a veth is no such device.)
+STACKED_KINDS: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap"})
 
 
 class _Frozen(pydantic.BaseModel):
@@ -27,7 +30,7 @@ class LinkFacts(_Frozen):
 
     Attributes:
         kind: IFLA_INFO_KIND, for example `vlan`; empty for a physical device.
-        parent: the lower device of a VLAN; empty where there is none.
+        parent: the lower device of a VLAN or of one of `STACKED_KINDS`; empty where there is none.
         addresses: with their prefix lengths, link-local ones included.
         mtu: 0 where it is not known.
     """

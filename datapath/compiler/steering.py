@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from datapath.compiler.context import Context, NetworkContext, Treatment
 from datapath.errors import PolicyPath, Problem
-from datapath.facts import LinkFacts
+from datapath.facts import STACKED_KINDS, LinkFacts
 from datapath.plan.ingress import IpNetwork
 from datapath.plan.model import Note, NoteLevel
 from datapath.plan.steering import SteeredNetwork, SteeringProgram
@@ -25,8 +25,6 @@ _LINK_ONLY: tuple[IpNetwork, ...] = (
     IPv6Network("fe80::/10"),
     IPv6Network("ff00::/8"),
 )
-#: A packet that such a device sends shows up once more at the egress of the device below, without a tag.
-_STACKED_KINDS = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap"})
 _USE_RULES = "use `steering: rules` for this network"
 
 
@@ -130,7 +128,7 @@ def _overlaps(context: Context, network: NetworkContext, path: PolicyPath) -> It
 
 def _device_refusals(context: Context, network: NetworkContext, path: PolicyPath) -> Iterator[Problem]:
     own = network.link
-    if own is not None and own.kind in _STACKED_KINDS and own.parent in _devices(context):
+    if own is not None and own.kind in STACKED_KINDS and own.parent in _devices(context):
         yield Problem(
             path,
             f"`steering: direct` by {own.name}: its packets pass {own.parent} again, where they would be steered"

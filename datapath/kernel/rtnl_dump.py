@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from datapath.errors import KernelError
-from datapath.facts import IpInterface, LinkFacts
+from datapath.facts import STACKED_KINDS, IpInterface, LinkFacts
 from datapath.kernel.netlink import ATTRIBUTE, TYPE_MASK, Netlink, attribute, attributes, text
 from datapath.reconcile.actual import ActualLink
 
@@ -28,8 +28,6 @@ _IFLA_VLAN_ID, _IFLA_VLAN_PROTOCOL = 1, 5
 #: Without statistics a device is a quarter of the size.
 _IFLA_EXT_MASK, _SKIP_STATS = 29, 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-#: Devices whose packets leave by another one without a tag. (For a veth IFLA_LINK is the other end.)
-_STACKED_KINDS: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap"})
 _RTA_TABLE: Final = 15
 _IFF_UP: Final = 1
 
@@ -83,7 +81,7 @@ def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
         vlan_id = int(struct.unpack("=H", options.get(_IFLA_VLAN_ID, bytes(2)))[0])
         protocol = int.from_bytes(options.get(_IFLA_VLAN_PROTOCOL, b""), "big")
         parent = names.get(_number(found.get(_IFLA_LINK)), "")
-    elif kind in _STACKED_KINDS:
+    elif kind in STACKED_KINDS:  # for a veth IFLA_LINK is the other end
         parent = names.get(_number(found.get(_IFLA_LINK)), "")
     # A VRF takes routing over, every other master the packets themselves.
     slave_kind = text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) or "vrf"
