@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from datapath.kernel.netlink import bind_aside, text
+from datapath.kernel.netlink import ATTRIBUTE, HEADER, TYPE_MASK, bind_aside, text
 from datapath.kernel.socket_filter import attach_route_filter
 from datapath.plan.nft import TABLE_NAME
 from datapath.plan.rtnl import ROUTE_PROTOCOL, TABLE_MAIN
@@ -38,8 +38,6 @@ _RECEIVE_BUFFER: Final = 2 * 1024 * 1024
 #: RTNLGRP_LINK, TC, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF,
 #: IPV6_NETCONF.
 _ROUTE_GROUPS: Final = (1, 4, 5, 7, 8, 9, 11, 19, 24, 25)
-_HEADER: Final = struct.Struct("=IHHII")
-_ATTRIBUTE: Final = struct.Struct("=HH")
 _DATAGRAM_MAX: Final = 65_536
 #: In one go, so that a storm cannot keep the loop from anything else.
 _READS_MAX: Final = 256
@@ -253,22 +251,22 @@ def _datagrams(sock: socket.socket, events: list[Event]) -> Iterator[bytes]:
 def _messages(data: bytes) -> Iterator[tuple[int, int, memoryview]]:
     """Type, port id and body of every message of a datagram."""
     view, offset = memoryview(data), 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, _, _, port = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
+    while offset + HEADER.size <= len(data):
+        length, kind, _, _, port = HEADER.unpack_from(data, offset)
+        if length < HEADER.size:
             return
-        yield kind, port, view[offset + _HEADER.size : offset + length]
+        yield kind, port, view[offset + HEADER.size : offset + length]
         offset += (length + 3) & ~3
 
 
 def _attribute(message: memoryview, offset: int, wanted: int) -> bytes | None:
     """Payload of the first attribute of a type, behind a header of `offset` bytes."""
-    while offset + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, offset)
-        if length < _ATTRIBUTE.size:
+    while offset + ATTRIBUTE.size <= len(message):
+        length, kind = ATTRIBUTE.unpack_from(message, offset)
+        if length < ATTRIBUTE.size:
             return None
-        if kind & 0x3FFF == wanted:
-            return bytes(message[offset + _ATTRIBUTE.size : offset + length])
+        if kind & TYPE_MASK == wanted:
+            return bytes(message[offset + ATTRIBUTE.size : offset + length])
         offset += (length + 3) & ~3
     return None
 
