@@ -76,6 +76,7 @@ class _Prepared:
     plan: Plan
     actual: Actual
     changes: ChangeSet
+    sight: Sight
 
 
 class Controller:
@@ -222,7 +223,7 @@ class Controller:
         with Executor() as executor:
             for step in changes.steps:
                 executor.check(step)
-        return _Prepared(loaded, facts, plan, actual, changes)
+        return _Prepared(loaded, facts, plan, actual, changes, sight)
 
     def teardown(self) -> tuple[Step, ...]:
         """Remove everything of ours and put back what was there.
@@ -234,8 +235,9 @@ class Controller:
             self._directory.require_writable()
             state = self._directory.load()
             empty = Plan(state.fwmark_mask)
-            ids = observe_facts(state)
-            actual = observe(empty, state)
+            sight = Sight()
+            ids = observe_facts(state, sight)
+            actual = observe(empty, state, sight)
             mask = ids.fwmark_mask
             forget = tuple((item.fwmark, mask) for item in ids.ids if item.fwmark)
             changes = reconcile(actual, empty, state.record, forget=forget)
@@ -243,7 +245,7 @@ class Controller:
             if changes.steps:
                 undertaking.run(changes.steps)
                 self._log.info("policy_removed", steps=len(changes.steps))
-            undertaking.verify(empty, dataclasses.replace(state, record=changes.after))
+            undertaking.verify(empty, dataclasses.replace(state, record=changes.after), sight, changes.steps)
             self._directory.clear()
             return changes.steps
 
@@ -287,7 +289,12 @@ class Controller:
             start_guardian(self._directory, probation, has_probes=bool(loaded.policy.probes))
         if changes.steps:
             undertaking.run(changes.steps)
-            record = undertaking.verify(plan.settled, dataclasses.replace(before, record=record))
+            record = undertaking.verify(
+                plan.settled,
+                dataclasses.replace(before, record=record),
+                prepared.sight,
+                changes.steps,
+            )
         watched = probing.judge(plan.ids)
         done = dataclasses.replace(
             before,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from datapath.errors import DatapathError, KernelError
 from datapath.kernel.executor import Executor
-from datapath.kernel.observer import observe
+from datapath.kernel.observer import Sight, observe
 from datapath.log import get_logger
 from datapath.plan.model import Plan
 from datapath.reconcile.actual import Record
@@ -62,12 +62,15 @@ class Undertaking:
                         self._log.debug("step_started", step=step.describe())
                 executor.run_batch(batch)
 
-    def verify(self, plan: Plan, state: State) -> Record:
+    def verify(self, plan: Plan, state: State, sight: Sight, done: tuple[Step, ...]) -> Record:
         """Read the kernel back until it is as desired.
 
         Args:
             plan: what is desired.
             state: with the record of what is ours once all steps are done.
+            sight: of the look that the steps came of. What they were about is read again; all else is as it was
+                then, unless somebody has changed it meanwhile, who may as well do so after the last look.
+            done: the steps.
 
         Returns:
             what is ours.
@@ -76,13 +79,16 @@ class Undertaking:
             KernelError: it is not as desired, after several passes.
         """
         for _ in range(_PASSES):
-            changes = reconcile(observe(plan, state), plan, state.record)
+            sight.touched(done)
+            changes = reconcile(observe(plan, state, sight), plan, state.record)
             if not changes.steps:
                 return changes.after
             self.announce(state, changes.before)
-            self.run(changes.steps)
+            done = changes.steps
+            self.run(done)
             state = dataclasses.replace(state, record=changes.after)
-        changes = reconcile(observe(plan, state), plan, state.record)
+        sight.touched(done)
+        changes = reconcile(observe(plan, state, sight), plan, state.record)
         if not changes.steps:
             return changes.after
         raise KernelError(

@@ -28,11 +28,16 @@ from datapath.reconcile.actual import (
 )
 from datapath.reconcile.conflicts import new_tables
 from datapath.reconcile.present import carried_program, carried_steering
+from datapath.reconcile.steps import AddRoute, DeleteRoute, SetSysctl, Step, kind_of
 from datapath.state import State
 
 _FoundTable = tuple[ActualTable, list[str]] | None
 _Rules = tuple[frozenset[FibRule], tuple[ForeignRule, ...]]
 _Part = TypeVar("_Part")
+
+#: So few tables are read by themselves, where so many routes need not be read then.
+_TABLES_MAX: Final = 4
+_ROUTES_MANY: Final = 1000
 
 #: What an event about a kind of object makes worth reading again. A device takes its routes, filters and sysctls along.
 _TOLD_BY: Final[Mapping[str, frozenset[str]]] = {
@@ -60,6 +65,24 @@ class Sight:
             for part in _TOLD_BY.get(kind, ()):
                 self._parts.pop(part, None)
 
+    def touched(self, steps: Iterable[Step]) -> None:
+        """Read again what these steps were about, and nothing else."""
+        steps = tuple(steps)
+        keys = frozenset(step.key for step in steps if isinstance(step, SetSysctl))
+        tables = frozenset(step.route.table for step in steps if isinstance(step, AddRoute | DeleteRoute))
+        # What becomes of connections is not looked at.
+        kinds = {kind_of(step) for step in steps} - {"sysctl", "other"}
+        _, known = self._parts.get("routes", (None, frozenset()))
+        if len(known) >= _ROUTES_MANY and len(tables) <= _TABLES_MAX and "link" not in kinds:
+            kinds.discard("route")
+            stale = frozenset(route for route in known if route.table in tables)
+            read = _ask(lambda rtnl: rtnl.routes(self._devices(), sorted(tables))) if tables else frozenset()
+            self._parts["routes"] = (None, (known - stale) | read)
+        self.forget(kinds)
+        if "sysctls" in self._parts and keys:
+            asked, values = self._parts["sysctls"]
+            self._parts["sysctls"] = (asked, values | sysctl.read_all(keys))
+
     def table(self) -> _FoundTable:
         return self._read("table", lambda: nft.list_table(TABLE_FAMILY, TABLE_NAME))
 
@@ -79,7 +102,16 @@ class Sight:
         return self._read("routes", lambda: _ask(lambda rtnl: rtnl.routes(self._devices())))
 
     def sysctls(self, keys: frozenset[str]) -> dict[str, str]:
-        return self._read_for("sysctls", keys, lambda: sysctl.observe(keys))
+        """Those that are always looked at, and these; more of them, where they were read before."""
+        asked: frozenset[str] | None
+        values: dict[str, str]
+        asked, values = self._parts.get("sysctls", (None, {}))
+        if asked is None:
+            asked, values = keys, sysctl.observe(keys)
+        elif not keys <= asked:
+            values = values | sysctl.read_all(keys - asked)
+        self._parts["sysctls"] = (asked | keys, values)
+        return values
 
     def ingress(self, desired: IngressProgram) -> ActualIngress:
         return self._read_for("ingress", desired, lambda: ingress.observe(desired))

@@ -133,15 +133,21 @@ class Rtnl:
             foreign += others
         return frozenset(ours), tuple(foreign)
 
-    def routes(self, devices: Devices | None = None) -> frozenset[Route]:
-        """Our routes, by protocol id, in all tables; `devices` if they were read before."""
+    def routes(self, devices: Devices | None = None, tables: Iterable[int] = (0,)) -> frozenset[Route]:
+        """Our routes, by protocol id.
+
+        Args:
+            devices: if they were read before.
+            tables: 0 stands for all of them.
+        """
         if devices is not None:
             self._names = dict(devices.names)
         return frozenset(
             route
             for family, number in AF.items()
+            for table in tables
             for protocol, route in RouteDecoder(family, self._name).decode(
-                dump_routes(self._netlink, number, protocol=ROUTE_PROTOCOL)
+                dump_routes(self._netlink, number, protocol=ROUTE_PROTOCOL, table=table)
             )
             if protocol == ROUTE_PROTOCOL
         )

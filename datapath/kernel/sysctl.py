@@ -59,6 +59,11 @@ def observe(extra: Iterable[str]) -> dict[str, str]:
     except OSError:
         devices = []
     keys |= {f"{_IPV4_CONF}/{device}/{name}" for device in devices for name in _PER_DEVICE}
+    return read_all(keys)
+
+
+def read_all(keys: Iterable[str]) -> dict[str, str]:
+    """Present values of those that exist."""
     values = {key: read(key) for key in keys}
     return {key: value for key, value in values.items() if value is not None}
 

@@ -204,3 +204,23 @@ Step = (
     | ForgetConnections
     | TranslateConnections
 )
+
+_KINDS: dict[type[Step], str] = {
+    AddLink: "link",
+    DeleteLink: "link",
+    SetLinkUp: "link",
+    AddRoute: "route",
+    DeleteRoute: "route",
+    AddRule: "rule",
+    DeleteRule: "rule",
+    NftTransaction: "nft",
+    SetSysctl: "sysctl",
+    SyncIngress: "tc",
+    ExtendSteering: "tc",
+    TrimSteering: "tc",
+}
+
+
+def kind_of(step: Step) -> str:
+    """What sort of object a step repairs, as metrics and logs name it."""
+    return _KINDS.get(type(step), "other")

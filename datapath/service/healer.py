@@ -31,43 +31,18 @@ from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import reconcile
 from datapath.reconcile.present import carried_plan, waiting_devices
 from datapath.reconcile.steps import (
-    AddLink,
     AddRoute,
-    AddRule,
-    DeleteLink,
-    DeleteRoute,
-    DeleteRule,
     ExtendSteering,
     NftTransaction,
-    SetLinkUp,
     SetSysctl,
     Step,
     SyncIngress,
     TrimSteering,
+    kind_of,
 )
 from datapath.reconcile.sysctls import Caution
 from datapath.service.backoff import Backoff
 from datapath.state import State, StateDirectory
-
-_KINDS: dict[type[Step], str] = {
-    AddLink: "link",
-    DeleteLink: "link",
-    SetLinkUp: "link",
-    AddRoute: "route",
-    DeleteRoute: "route",
-    AddRule: "rule",
-    DeleteRule: "rule",
-    NftTransaction: "nft",
-    SetSysctl: "sysctl",
-    SyncIngress: "tc",
-    ExtendSteering: "tc",
-    TrimSteering: "tc",
-}
-
-
-def kind_of(step: Step) -> str:
-    """What sort of object a step repairs, as metrics and logs name it."""
-    return _KINDS.get(type(step), "other")
 
 
 def key_of(step: Step) -> str:

@@ -24,7 +24,8 @@ from datapath.kernel.watch import Event, Interest, NftWatch, RouteWatch
 from datapath.log import get_logger
 from datapath.observe.stats import ServiceStats
 from datapath.reconcile.present import needed_devices
-from datapath.service.healer import Healer, Look, kind_of
+from datapath.reconcile.steps import kind_of
+from datapath.service.healer import Healer, Look
 from datapath.service.memory import settle
 from datapath.service.policy_files import PolicyFiles
 from datapath.service.reload import UNDO_GRACE_S, Reloader

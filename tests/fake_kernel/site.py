@@ -76,12 +76,12 @@ class Site:
         self.again()
         kernel, is_done = self.kernel, False
 
-        def observe(desired: Plan, state: State) -> Actual:
+        def observe(desired: Plan, state: State, sight: object = None) -> Actual:
             nonlocal is_done
             if not is_done and kernel.rules.ordered:
                 kernel.rules.ordered.pop()
             is_done = True
-            return kernel.observe(desired, state)
+            return kernel.observe(desired, state, sight)
 
         self._patch.setattr(undertaking, "observe", observe)
 

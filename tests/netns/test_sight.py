@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is read again after an apply: that which its steps were about, and that alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datapath.controller import Controller
+from datapath.kernel import observer
+from datapath.kernel.observer import Sight
+from datapath.plan.rtnl import FibRule, Route
+from datapath.policy import parse_policy
+from datapath.reconcile.steps import AddRoute, AddRule, NftTransaction, SetSysctl
+from datapath.state import StateDirectory
+from tests.netns.nodes import inside, node
+from tools.lab.netns import Namespace
+
+pytestmark = pytest.mark.root
+
+POLICY = b"""version: 1
+backend: nft
+networks:
+  - {name: a, interface: eth1, vips: [10.1.1.0/24], gateway: 10.1.1.1}
+  - {name: b, interface: eth2, vips: [10.1.2.0/24], gateway: 10.1.2.1}
+"""
+KEY = "net/ipv4/conf/eth1/rp_filter"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Namespace]:
+    with node(4) as made, inside(made.namespace.name):
+        Controller(StateDirectory(tmp_path)).apply(parse_policy(POLICY, "policy.yaml"))
+        yield made.namespace
+
+
+def looked() -> tuple[Sight, Route, Route, FibRule]:
+    """After a look: a default route of each network, and a rule."""
+    sight = Sight()
+    routes = {route.device: route for route in sight.routes() if route.gateway}
+    sight.table()
+    sight.sysctls(frozenset({KEY}))
+    rule = min(sight.rules()[0], key=FibRule.sort_key)
+    return sight, routes["eth1"], routes["eth2"], rule
+
+
+@pytest.mark.parametrize("many", [1, 1000])
+def test_of_routes_the_tables_of_the_steps(
+    served: Namespace, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    """With few routes all are read at once."""
+    monkeypatch.setattr(observer, "_ROUTES_MANY", many)
+    sight, first, second, _ = looked()
+    known = sight.routes()
+    for route in (first, second):
+        served.run("ip", *route.render().replace("-4", "-4 route del", 1).split())
+    sight.touched([AddRoute(first)])
+    assert known - sight.routes() == ({first} if many == 1 else {first, second})
+    sight.touched([AddRoute(second)])
+    assert known - sight.routes() == {first, second}
+
+
+def test_rules_table_and_sysctls_only_where_steps_were_about_them(served: Namespace) -> None:
+    sight, route, _, rule = looked()
+    served.run("ip", *rule.render().replace("-4", "-4 rule del", 1).replace("from all", "").split())
+    served.nft("flush ruleset")
+    served.sysctl({KEY: 2})
+    sight.touched([AddRoute(route)])
+    assert rule in sight.rules()[0]
+    assert sight.table() is not None
+    assert sight.sysctls(frozenset())[KEY] == "0"
+    sight.touched([SetSysctl(KEY, "0", "1")])
+    assert sight.sysctls(frozenset())[KEY] == "2"
+    assert rule in sight.rules()[0]
+    sight.touched([AddRule(rule), NftTransaction("")])
+    assert rule not in sight.rules()[0]
+    assert sight.table() is None
