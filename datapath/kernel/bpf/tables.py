@@ -19,7 +19,7 @@ from datapath.kernel.bpf.source import Capacities
 from datapath.plan.ingress import OtherCheck, SourceAction, VipCheck, VlanProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from ipaddress import IPv4Network, IPv6Network
 
     from datapath.plan.ingress import IngressNetwork, IngressProgram, IpNetwork, SourceRule
@@ -153,8 +153,9 @@ def _asked_vips(network: IngressNetwork) -> dict[int, list[IpNetwork]]:
     return {version: [prefix for prefix in vips if prefix.version == version] for version in (4, 6)}
 
 
-def _entry(network: IngressNetwork, ifindexes: Mapping[str, int]) -> NetworkEntry:
-    vips = _asked_vips(network)
+def _entry(
+    network: IngressNetwork, vips: Mapping[int, Sequence[IpNetwork]], ifindexes: Mapping[str, int]
+) -> NetworkEntry:
     return NetworkEntry(
         slot=network.slot,
         fwmark=network.fwmark,
@@ -177,7 +178,9 @@ def _add_rules(table: dict[SlotPrefix, SourceAction], slot: int, rules: Iterable
             raise ValueError(f"source rules say both allow and deny for {rule.prefix}")
 
 
-def _prefixes(desired: IngressProgram) -> dict[PrefixTable, Mapping[SlotPrefix, SourceAction]]:
+def _prefixes(
+    desired: IngressProgram, asked: Sequence[Mapping[int, Sequence[IpNetwork]]]
+) -> dict[PrefixTable, Mapping[SlotPrefix, SourceAction]]:
     """Only the prefixes that some check asks for."""
     common: dict[SlotPrefix, SourceAction] = {}
     sources: dict[SlotPrefix, SourceAction] = {}
@@ -185,10 +188,10 @@ def _prefixes(desired: IngressProgram) -> dict[PrefixTable, Mapping[SlotPrefix, 
     feasible: dict[SlotPrefix, SourceAction] = {}
     if any(network.check_sources for network in desired.networks):
         _add_rules(common, abi.SLOT_NONE, desired.common_sources)
-    for network in desired.networks:
+    for network, vips_of_network in zip(desired.networks, asked, strict=True):
         if network.check_sources:
             _add_rules(sources, network.slot, network.sources)
-        for prefixes in _asked_vips(network).values():
+        for prefixes in vips_of_network.values():
             vips.update({(network.slot, prefix): SourceAction.ALLOW for prefix in prefixes[1:]})
         if network.vip_check is not VipCheck.OFF:
             everywhere = _feasible_everywhere(network)
@@ -226,7 +229,8 @@ def resolve(desired: IngressProgram, ifindexes: Mapping[str, int]) -> IngressTab
             of range, two networks at one point, a source prefix both allowed and denied.
     """
     networks: dict[PointKey, NetworkEntry] = {}
-    for network in desired.networks:
+    asked = [_asked_vips(network) for network in desired.networks]
+    for network, vips in zip(desired.networks, asked, strict=True):
         _check_network(network, desired.fwmark_mask)
         key = PointKey(
             ifindex=_ifindex(network.point.ifname, ifindexes),
@@ -235,5 +239,5 @@ def resolve(desired: IngressProgram, ifindexes: Mapping[str, int]) -> IngressTab
         )
         if key in networks:
             raise ValueError(f"{network.name}: another network has the same point {network.point}")
-        networks[key] = _entry(network, ifindexes)
-    return IngressTables(networks=networks | _guards(networks), prefixes=_prefixes(desired))
+        networks[key] = _entry(network, vips, ifindexes)
+    return IngressTables(networks=networks | _guards(networks), prefixes=_prefixes(desired, asked))
