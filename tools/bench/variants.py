@@ -15,6 +15,7 @@ from tools.bench import frames, plan
 from tools.bench.ground import Ground, default_by, track_long
 from tools.bench.programs import Programs
 from tools.lab import classic
+from tools.lab.dnat import NAT_CHAINS
 from tools.lab.netns import LabError
 from tools.lab.topology import FAMILIES
 
@@ -235,20 +236,11 @@ def install_dnat(built: Ground) -> None:
             f"""
 table {ip} kube-proxy {{
   map service-ips {{ type {kind} . inet_proto . inet_service : verdict; elements = {{ {elements} }}; }}
-  chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}
   chain service {{
     {ip} saddr {pod} jump mark-for-masquerade
     meta l4proto {{ tcp, udp }} dnat to {to}
   }}
   chain services {{ {ip} daddr . meta l4proto . th dport vmap @service-ips; }}
-  chain nat-prerouting {{ type nat hook prerouting priority -100; jump services; }}
-  chain nat-output {{ type nat hook output priority -100; jump services; }}
-  chain masquerading {{
-    meta mark & 0x4000 == 0 return
-    meta mark set meta mark xor 0x4000
-    masquerade fully-random
-  }}
-  chain nat-postrouting {{ type nat hook postrouting priority 100; jump masquerading; }}
-}}
+{NAT_CHAINS}}}
 """
         )

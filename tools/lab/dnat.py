@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from tools.lab.netns import Namespace
 from tools.lab.topology import (
@@ -107,6 +108,20 @@ def _iptables(family: int, chosen: Sequence[Service]) -> str:
     return "\n".join([*lines, "COMMIT", ""])
 
 
+#: Of kube-proxy's table, around its chains for services: what jumps to `services`, and masquerading.
+NAT_CHAINS: Final = """\
+  chain mark-for-masquerade { meta mark set meta mark or 0x4000; }
+  chain nat-prerouting { type nat hook prerouting priority -100; jump services; }
+  chain nat-output { type nat hook output priority -100; jump services; }
+  chain masquerading {
+    meta mark & 0x4000 == 0 return
+    meta mark set meta mark xor 0x4000
+    masquerade fully-random
+  }
+  chain nat-postrouting { type nat hook postrouting priority 100; jump masquerading; }
+"""
+
+
 def _nft(family: int, chosen: Sequence[Service]) -> str:
     ip, addr = ("ip", "ipv4_addr") if family == 4 else ("ip6", "ipv6_addr")
     icmp = "icmp" if family == 4 else "icmpv6"
@@ -127,20 +142,12 @@ def _nft(family: int, chosen: Sequence[Service]) -> str:
 table {ip} kube-proxy {{
   map service-ips {{ type {addr} . inet_proto . inet_service : verdict; elements = {{ {", ".join(ports)} }} }}
   map echo-ips {{ type {addr} : verdict; elements = {{ {", ".join(echoes)} }} }}
-  chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}{"".join(chains)}
+{"".join(chains)}
   chain services {{
     {ip} daddr . meta l4proto . th dport vmap @service-ips
     {icmp} type echo-request {ip} daddr vmap @echo-ips
   }}
-  chain nat-prerouting {{ type nat hook prerouting priority -100; jump services; }}
-  chain nat-output {{ type nat hook output priority -100; jump services; }}
-  chain masquerading {{
-    meta mark & 0x4000 == 0 return
-    meta mark set meta mark xor 0x4000
-    masquerade fully-random
-  }}
-  chain nat-postrouting {{ type nat hook postrouting priority 100; jump masquerading; }}
-}}
+{NAT_CHAINS}}}
 table {ip} cni {{
   chain postrouting {{
     type nat hook postrouting priority 99;
