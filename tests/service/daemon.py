@@ -67,6 +67,17 @@ class Node:
             [f"link add {name} type veth peer name p-{name}", f"link set p-{name} up", f"link set {name} up"]
         )
 
+    def replug_device(self, name: str) -> None:
+        """It is gone and comes back, with another ifindex."""
+        self.ns.run("ip", "link", "del", name)
+        self.add_device(name)
+
+    def delete_rule(self, family: int) -> None:
+        """Delete the first of our ip rules."""
+        rules = self.ns.run("ip", f"-{family}", "rule", "show").splitlines()
+        line = next(line for line in rules if "lookup 7000" in line)
+        self.ns.run("ip", f"-{family}", "rule", "del", "priority", line.partition(":")[0])
+
     def close(self) -> None:
         remove(self.ns.name)
 

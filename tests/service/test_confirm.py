@@ -70,6 +70,14 @@ def _overdue(node: Node) -> None:
     _rewrite(node, pending={**_state(node)["pending"], "deadline_s": 1.0})
 
 
+def _apply_unguarded(node: Node) -> dict[str, str]:
+    """A second network on probation for ten seconds whose guardian is dead; what was before."""
+    before = node.snapshot()
+    _apply(node, policy(FIRST, SECOND), "--confirm", "10")
+    _kill_guardian(node)
+    return before
+
+
 def test_the_guardian_outlives_who_applied(node: Node) -> None:
     _apply(node, policy(FIRST))
     before = node.snapshot()
@@ -100,9 +108,7 @@ def test_the_daemon_takes_over_from_a_guardian_that_was_killed(node: Node) -> No
     node.policy.write_text(policy(FIRST))
     with Daemon(node) as daemon:
         daemon.started()
-        before = node.snapshot()
-        _apply(node, policy(FIRST, SECOND), "--confirm", "10")
-        _kill_guardian(node)
+        before = _apply_unguarded(node)
         assert "name: second" in _state(node)["policy"]
         assert daemon.wait_for("change_undone")["reason"] == "nobody confirmed it in time"
         wait_until(lambda: node.has(before), "gone back")
@@ -114,9 +120,7 @@ def test_a_daemon_that_was_restarted_takes_over(node: Node) -> None:
     node.policy.write_text(policy(FIRST))
     with Daemon(node) as daemon:
         daemon.started()
-        before = node.snapshot()
-        _apply(node, policy(FIRST, SECOND), "--confirm", "10")
-        _kill_guardian(node)
+        before = _apply_unguarded(node)
         daemon.stop(signal.SIGKILL)
     with Daemon(node) as again:
         again.started()

@@ -29,17 +29,6 @@ def _our_table(node: Node) -> str:
     return next(line for line in routes.splitlines() if "eth0" in line).partition("table ")[2].split()[0]
 
 
-def _rule(node: Node) -> None:
-    lines = node.ns.run("ip", "-6", "rule", "show").splitlines()
-    line = next(line for line in lines if "lookup 7000" in line)
-    node.ns.run("ip", "-6", "rule", "del", "priority", line.partition(":")[0])
-
-
-def _device(node: Node) -> None:
-    node.ns.run("ip", "link", "del", "eth0")
-    node.add_device("eth0")
-
-
 def _link_flap(node: Node) -> None:
     node.ns.run("ip", "link", "set", "eth0", "down")
     node.ns.run("ip", "link", "set", "eth0", "up")
@@ -50,7 +39,7 @@ DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "table deleted": ("nft", lambda node: node.ns.nft("delete table inet datapath")),
     "table flushed": ("nft", lambda node: node.ns.nft("flush table inet datapath")),
     "nft rule added": ("nft", lambda node: node.ns.nft("insert rule inet datapath prerouting accept")),
-    "ip rule deleted": ("rule", _rule),
+    "ip rule deleted": ("rule", lambda node: node.delete_rule(6)),
     "ip rules flushed": ("rule", lambda node: node.ns.run("ip", "rule", "flush", "protocol", "78")),
     "routes flushed": (
         "route",
@@ -65,7 +54,7 @@ DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
         lambda node: node.ns.run("ip", "route", "replace", "default", "dev", "lo", "table", _our_table(node)),
     ),
     "link down and up": ("route", _link_flap),
-    "device gone and back": ("route", _device),
+    "device gone and back": ("route", lambda node: node.replug_device("eth0")),
     "rp_filter on": ("sysctl", lambda node: node.ns.sysctl({"net/ipv4/conf/eth0/rp_filter": 1})),
 }
 EBPF_DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
@@ -79,7 +68,7 @@ EBPF_DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
         lambda node: node.ns.run("tc", "filter", "del", "dev", "eth0", "ingress", "pref", "77"),
     ),
     "program replaced": ("tc", lambda node: node.ns.run(sys.executable, "-c", _OTHER_PROGRAM)),
-    "device gone and back": ("tc", _device),
+    "device gone and back": ("tc", lambda node: node.replug_device("eth0")),
     "ruleset flushed": DRIFTS["ruleset flushed"],
 }
 _DETACH = "import sys; from datapath.kernel.bpf import attachments as a; a.detach(sys.argv[1])"
@@ -90,7 +79,7 @@ TCX_DRIFTS: dict[str, tuple[str, Callable[[Node], object]]] = {
         "tc",
         lambda node: [node.ns.run(sys.executable, "-c", _DETACH, name) for name in ("eth0", "eth1")],
     ),
-    "device gone and back": ("tc", _device),
+    "device gone and back": ("tc", lambda node: node.replug_device("eth0")),
 }
 
 

@@ -152,22 +152,12 @@ def test_teardown_with_a_full_directory(node: MountedNode) -> None:
     assert {path.name for path in node.seen.iterdir()} <= {"lock", "daemon.lock"}
 
 
-def _rule(node: MountedNode) -> None:
-    line = next(line for line in node.ns.run("ip", "rule", "show").splitlines() if "lookup 7000" in line)
-    node.ns.run("ip", "rule", "del", "priority", line.partition(":")[0])
-
-
-def _device(node: MountedNode) -> None:
-    node.ns.run("ip", "link", "del", "eth0")
-    node.add_device("eth0")
-
-
 DRIFTS: dict[str, Callable[[MountedNode], object]] = {
     "ruleset flushed": lambda node: node.ns.nft("flush ruleset"),
-    "ip rule deleted": _rule,
+    "ip rule deleted": lambda node: node.delete_rule(4),
     "qdisc removed": lambda node: node.ns.run("tc", "qdisc", "del", "dev", "eth0", "clsact"),
     "rp_filter on": lambda node: node.ns.sysctl({"net/ipv4/conf/eth0/rp_filter": 1}),
-    "device gone and back": _device,
+    "device gone and back": lambda node: node.replug_device("eth0"),
 }
 
 
