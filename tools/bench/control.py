@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.bench import plan, variants
+from tools.bench.daemon import Daemon, DaemonError
 from tools.bench.ground import Ground, Site, default_by, site
 from tools.bench.programs import loaded
 from tools.lab import classic
@@ -77,59 +77,6 @@ def ours(built: Ground, backend: str, rounds: int, objects: Path) -> Times:
     return result
 
 
-class Daemon:
-    """`datapath run` in a node, its log read as it grows. A context manager."""
-
-    def __init__(self, built: Ground, policy: Path, objects: Path) -> None:
-        self._log = built.files / f"daemon-{time.monotonic_ns()}.log"
-        argv = [
-            sys.executable,
-            "-m",
-            "datapath",
-            "run",
-            str(policy),
-            "--state-dir",
-            str(policy.parent / "daemon"),
-        ]
-        with self._log.open("w", encoding="utf-8") as file:
-            self._process = subprocess.Popen(
-                built.node.argv(*argv),
-                stdout=file,
-                stderr=file,
-                env={**os.environ, "DATAPATH_BPF_OBJECTS": str(objects)},
-            )
-        self._read = 0
-
-    def __enter__(self) -> Daemon:  # noqa: PYI034  (a final class in all but name)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def wait_for(self, event: str) -> None:
-        """Until the log says so, from where the last wait ended.
-
-        Raises:
-            ControlError: it ended, or too much time went by.
-        """
-        deadline = time.monotonic() + _TIMEOUT_S
-        while time.monotonic() < deadline:
-            text = self._log.read_text(encoding="utf-8")
-            found = text.find(f'"{event}"', self._read)
-            if found >= 0:
-                self._read = found + len(event)
-                return
-            if self._process.poll() is not None:
-                break
-            time.sleep(_POLL_S)
-        raise ControlError(f"the daemon never said {event}: {self._log.read_text(encoding='utf-8')[-500:]}")
-
-
 def daemon(built: Ground, backend: str, rounds: int, objects: Path) -> Times:
     """Start to a working datapath, from nothing and with everything there; file event to kernel; heal."""
     times: Times = {}
@@ -140,19 +87,24 @@ def daemon(built: Ground, backend: str, rounds: int, objects: Path) -> Times:
     def timed(name: str) -> contextlib.AbstractContextManager[None]:
         return _timed(times, name)
 
+    def started() -> Daemon:
+        log = built.files / f"daemon-{time.monotonic_ns()}.log"
+        environment = {"DATAPATH_BPF_OBJECTS": str(objects)}
+        return Daemon(built.node, policy, folder / "daemon", log=log, environment=environment)
+
     policy.write_text(full, encoding="utf-8")
     for name in ("daemon: start from nothing", "daemon: start, datapath is there"):
-        with timed(name), Daemon(built, policy, objects) as started:
-            started.wait_for("service_started")
-    with Daemon(built, policy, objects) as running:
-        running.wait_for("service_started")
+        with timed(name), started() as running:
+            running.wait_for("service_started", _TIMEOUT_S, poll_s=_POLL_S)
+    with started() as running:
+        running.wait_for("service_started", _TIMEOUT_S, poll_s=_POLL_S)
         for _ in range(rounds):
             for name, text in (("daemon: remove one network", fewer), ("daemon: add one network", full)):
                 scratch = policy.with_suffix(".new")
                 scratch.write_text(text, encoding="utf-8")
                 with timed(name):
                     scratch.replace(policy)
-                    running.wait_for("policy_in_force")
+                    running.wait_for("policy_in_force", _TIMEOUT_S, poll_s=_POLL_S)
     state = str(folder / "daemon")
     built.node.run(sys.executable, "-m", "datapath", "teardown", "--state-dir", state)
     return times
@@ -227,7 +179,13 @@ def measure(
     def add(who: str, count: int, action: Callable[[], Times]) -> None:
         try:
             found: dict[str, Any] = {"times": action()}
-        except (ControlError, LabError, subprocess.SubprocessError, variants.UnavailableError) as error:
+        except (
+            ControlError,
+            DaemonError,
+            LabError,
+            subprocess.SubprocessError,
+            variants.UnavailableError,
+        ) as error:
             found = {"times": {}, "problem": str(error)[:400]}
         rows.append({"who": who, "networks": count, **found})
         say(f"control plane: {who}, {count} networks{': ' + found['problem'] if 'problem' in found else ''}")

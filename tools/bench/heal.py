@@ -11,17 +11,16 @@ the daemon's word in its log, that command's own run time included.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from tools.bench.daemon import Daemon, DaemonError
 from tools.bench.idle_daemon import make_devices, policy
 from tools.lab.netns import Namespace, new_prefix, remove
 
@@ -70,58 +69,19 @@ DRIFTS: Final[dict[str, tuple[str, Act]]] = {
 }
 
 
-class Watched:
-    """A daemon and its log."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process, self._log = process, log
-
-    def healed(self) -> list[dict[str, Any]]:
-        """The repairs so far."""
-        lines = self._log.read_text(encoding="utf-8").splitlines()
-        events = [json.loads(line) for line in lines if line.startswith("{")]
-        return [event for event in events if event["event"] == "drift_healed"]
-
-    def wait(self, text: str, seconds: float) -> None:
-        """Until the log holds the text."""
-        deadline = time.monotonic() + seconds
-        while text not in self._log.read_text(encoding="utf-8"):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(
-                    f"the daemon has not said {text}:\n{self._log.read_text(encoding='utf-8')[-3000:]}"
-                )
-            time.sleep(0.05)
-
-    def measure(self, node: Namespace, word: str, act: Act) -> tuple[float, float] | None:
-        """(as the daemon says, from outside) in ms, None where nothing was healed in time."""
-        before, began = len(self.healed()), time.monotonic()
-        act(node)
-        while time.monotonic() - began < _HEAL_TIMEOUT_S:
-            new = self.healed()[before:]
-            found = [event for event in new if any(word in step for step in event["steps"])]
-            if found:
-                outside = (time.monotonic() - began) * 1000
-                time.sleep(0.5)
-                return max(event["heal_ms"] for event in found), outside
-            time.sleep(_POLL_S)
-        return None
-
-
-@contextlib.contextmanager
-def daemon(node: Namespace, folder: Path) -> Iterator[Watched]:
-    """A daemon in force in that namespace, ended by its pid."""
-    log = folder / "log"
-    argv = [sys.executable, "-m", "datapath", "run", str(folder / "policy.yaml")]
-    argv += ["--state-dir", str(folder / "state")]
-    with log.open("wb") as file, subprocess.Popen(node.argv(*argv), stderr=file, stdout=file) as process:
-        watched = Watched(process, log)
-        try:
-            watched.wait("service_started", _START_TIMEOUT_S)
-            time.sleep(2)
-            yield watched
-        finally:
-            process.terminate()
-            process.wait(30)
+def _measure(daemon: Daemon, node: Namespace, word: str, act: Act) -> tuple[float, float] | None:
+    """(as the daemon says, from outside) in ms, None where nothing was healed in time."""
+    before, began = len(daemon.events("drift_healed")), time.monotonic()
+    act(node)
+    while time.monotonic() - began < _HEAL_TIMEOUT_S:
+        new = daemon.events("drift_healed")[before:]
+        found = [event for event in new if any(word in step for step in event["steps"])]
+        if found:
+            outside = (time.monotonic() - began) * 1000
+            time.sleep(0.5)
+            return max(event["heal_ms"] for event in found), outside
+        time.sleep(_POLL_S)
+    return None
 
 
 def main() -> int:
@@ -143,11 +103,13 @@ def main() -> int:
             print(
                 f"{arguments.networks} networks, both families, backend {arguments.backend}; ms, least / median"
             )
-            with daemon(node, folder) as watched:
+            with Daemon(node, folder / "policy.yaml", folder / "state", log=folder / "log") as daemon:
+                daemon.wait_for("service_started", _START_TIMEOUT_S, poll_s=0.05)
+                time.sleep(2)
                 for what, (word, act) in DRIFTS.items():
                     if word == "eBPF" and arguments.backend != "ebpf":
                         continue
-                    found = [watched.measure(node, word, act) for _ in range(arguments.rounds)]
+                    found = [_measure(daemon, node, word, act) for _ in range(arguments.rounds)]
                     times = [one for one in found if one is not None]
                     if len(times) < len(found):
                         print(f"{what:52} not healed in {len(found) - len(times)} of {len(found)}")
@@ -159,6 +121,8 @@ def main() -> int:
                         f" {min(outside):7.1f} /{statistics.median(outside):7.1f}",
                         flush=True,
                     )
+        except DaemonError as error:
+            raise SystemExit(str(error)) from error
         finally:
             remove(node.name)
     if arguments.json:

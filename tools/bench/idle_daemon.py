@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tools.bench.daemon import Daemon, DaemonError
 from tools.lab.netns import Namespace, new_prefix, remove
 
 _START_TIMEOUT_S = 120
@@ -57,26 +58,15 @@ def cpu_s(pid: int) -> float:
 
 
 def _idle(namespace: Namespace, folder: Path, seconds: float) -> None:
-    log = folder / "log"
-    argv = [sys.executable, "-m", "datapath", "run", str(folder / "policy.yaml")]
-    argv += ["--state-dir", str(folder / "state"), "--metrics", f"unix:{folder}/metrics.sock"]
-    with log.open("w", encoding="utf-8") as file:
-        daemon = subprocess.Popen(namespace.argv(*argv), stderr=file, stdout=file)
-    try:
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while "service_started" not in log.read_text(encoding="utf-8"):
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the daemon did not start:\n{log.read_text(encoding='utf-8')}")
-            time.sleep(0.1)
+    policy_file, metrics = folder / "policy.yaml", f"unix:{folder}/metrics.sock"
+    with Daemon(namespace, policy_file, folder / "state", "--metrics", metrics, log=folder / "log") as daemon:
+        daemon.wait_for("service_started", _START_TIMEOUT_S, poll_s=0.1)
         time.sleep(2)
         print(f"after the start     RSS {rss_kb(daemon.pid) / 1024:6.1f} MB")
         before, began = cpu_s(daemon.pid), time.monotonic()
         time.sleep(seconds)
         share = (cpu_s(daemon.pid) - before) / (time.monotonic() - began)
         print(f"idle for {seconds:6.0f} s     RSS {rss_kb(daemon.pid) / 1024:6.1f} MB, CPU {share:.3%}")
-    finally:
-        daemon.terminate()
-        daemon.wait(30)
 
 
 def _reconcile(state: Path, count: int) -> None:
@@ -131,6 +121,8 @@ def main() -> int:
                 ]
                 argv += ["--reconciles", str(arguments.reconciles)]
                 subprocess.run(namespace.argv(*argv), check=True)
+        except DaemonError as error:
+            raise SystemExit(str(error)) from error
         finally:
             remove(namespace.name)
     return 0
