@@ -8,9 +8,9 @@ import time
 
 from datapath.controller import Applied, Controller
 from datapath.errors import DatapathError
+from datapath.in_force import parse_in_force
 from datapath.kernel.guardian import MISSED, is_overdue, watch_until_deadline
 from datapath.log import get_logger
-from datapath.policy import parse_policy
 from datapath.probing import failing
 from datapath.state import StateDirectory, current_netns, undone_by
 
@@ -93,4 +93,4 @@ def _failing(directory: StateDirectory, names: tuple[str, ...]) -> str:
     state = directory.load()
     if not state.policy:
         return ""
-    return failing(parse_policy(state.policy.encode(), state.policy_name), state.ids, names)
+    return failing(parse_in_force(state), state.ids, names)

@@ -17,6 +17,7 @@ from datapath.errors import (
 )
 from datapath.facts import Facts, IdFacts
 from datapath.generations import Generation, History
+from datapath.in_force import parse_in_force
 from datapath.kernel.executor import Executor
 from datapath.kernel.guardian import new_pending, start_guardian
 from datapath.kernel.observer import Sight, observe, observe_facts
@@ -254,7 +255,7 @@ class Controller:
         state = self._directory.load()
         if not state.policy:
             return None
-        loaded = parse_policy(state.policy.encode(), state.policy_name)
+        loaded = parse_in_force(state)
         sight = Sight()
         plan = compile_located(loaded, facts_in_force(state, sight), refuse=False)
         actual = observe(plan, state, sight)
@@ -339,7 +340,7 @@ def compile_located(loaded: LoadedPolicy, facts: Facts, *, refuse: bool = True) 
 
 
 def _policy_in_force(state: State) -> Policy | None:
-    return parse_policy(state.policy.encode(), state.policy_name).policy if state.policy else None
+    return parse_in_force(state).policy if state.policy else None
 
 
 def _previous_plan(state: State, observed: Facts) -> Plan:

@@ -27,12 +27,13 @@ _MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "compiler": frozenset({"errors", "facts", "plan", "policy"}),
     "reconcile": frozenset({"errors", "plan"}),
     "state": frozenset({"errors", "facts", "plan", "points", "reconcile"}),
+    "in_force": frozenset({"errors", "policy", "state"}),
     "generations": frozenset({"errors", "state"}),
     "kernel": frozenset({"errors", "facts", "log", "plan", "points", "reconcile", "state"}),
     "undertaking": frozenset({"errors", "kernel", "log", "plan", "reconcile", "state"}),
     "probing": frozenset({"compiler", "errors", "facts", "kernel", "plan", "policy"}),
     "observe": frozenset(
-        {"compiler", "errors", "facts", "kernel", "log", "plan", "policy", "reconcile", "state"}
+        {"compiler", "errors", "facts", "in_force", "kernel", "log", "plan", "policy", "reconcile", "state"}
     ),
 }
 #: These put the parts together, so they may import all of them; nobody but the next in line imports them.

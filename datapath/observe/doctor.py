@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from datapath.compiler import compile_policy
 from datapath.errors import CompileError, DatapathError
+from datapath.in_force import parse_in_force
 from datapath.kernel.guardian import boot_clock_s
 from datapath.kernel.host import HostView, observe_host
 from datapath.kernel.observer import observe, observe_facts
@@ -19,7 +20,7 @@ from datapath.observe.doctor_host import check_host
 from datapath.observe.doctor_policy import PolicyView, check_marks_without_policy, check_policy
 from datapath.observe.findings import Finding, Report, fail, ok
 from datapath.plan.model import Plan
-from datapath.policy import LoadedPolicy, parse_policy
+from datapath.policy import LoadedPolicy
 from datapath.reconcile.diff import reconcile
 from datapath.state import State, StateDirectory
 
@@ -66,7 +67,7 @@ def _view(state: State, loaded: LoadedPolicy | None, host: HostView) -> PolicyVi
     if loaded is None:
         if not state.policy:
             return None
-        loaded = parse_policy(state.policy.encode(), state.policy_name)
+        loaded = parse_in_force(state)
     facts = observe_facts(state, policies=(loaded.source.text,))
     if is_in_force:
         facts = facts.model_copy(update={"ebpf_refused": state.ebpf_refused})

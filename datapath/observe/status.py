@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datapath.in_force import parse_in_force
 from datapath.kernel.bpf import Counter
 from datapath.kernel.counters import NetworkCounters
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.tc import Hook
-from datapath.policy import parse_policy
 from datapath.reconcile.actual import Actual, ActualIngress
 from datapath.reconcile.steps import Step
 from datapath.state import State
@@ -131,7 +131,7 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
     steered: Mapping[str, Counter] | None = None,
 ) -> Status:
     """From the comparison with the kernel and what was counted."""
-    policy = parse_policy(state.policy.encode(), state.policy_name).policy
+    policy = parse_in_force(state).policy
     ids = {item.name: item for item in plan.ids}
     networks = []
     for network in policy.networks:

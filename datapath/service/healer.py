@@ -18,6 +18,7 @@ from datapath.compiler import compile_policy
 from datapath.controller import facts_in_force, id_facts
 from datapath.errors import CompileError, DatapathError, KernelError
 from datapath.facts import Facts
+from datapath.in_force import parse_in_force
 from datapath.kernel import ingress, steering
 from datapath.kernel.executor import Executor
 from datapath.kernel.held import HeldProgram, HeldSteering
@@ -25,7 +26,7 @@ from datapath.kernel.observer import Sight, observe
 from datapath.log import get_logger
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import TABLE_MAIN
-from datapath.policy import LoadedPolicy, Network, Policy, parse_policy
+from datapath.policy import Network, Policy
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import reconcile
@@ -156,7 +157,7 @@ class Healer:
         """Compiled again only when the policy or the host changed."""
         text = (state.policy, state.policy_name)
         if text != self._text:
-            self._policy, self._facts = _parse(state).policy, None
+            self._policy, self._facts = parse_in_force(state).policy, None
             self._text = text
         facts = facts_in_force(state, self._sight)
         if facts.rule_bank is None and self._facts is not None:
@@ -169,11 +170,11 @@ class Healer:
 
     def _compile(self, state: State, facts: Facts) -> Plan:
         """Positions in the text are large and needed only for problems: they are not kept."""
-        policy = self._policy or _parse(state).policy
+        policy = self._policy or parse_in_force(state).policy
         try:
             return compile_policy(policy, facts)
         except CompileError as error:
-            raise _parse(state).source.error(error.problems) from error
+            raise parse_in_force(state).source.error(error.problems) from error
 
     @property
     def _networks(self) -> tuple[Network, ...]:
@@ -280,10 +281,6 @@ def _done(state: State, plan: Plan, record: Record) -> State:
 
 def _glance(plan: Plan) -> tuple[tuple[int, ...], ...]:
     return ingress.glance(plan.attached) + steering.glance(plan.steering)
-
-
-def _parse(state: State) -> LoadedPolicy:
-    return parse_policy(state.policy.encode(), state.policy_name)
 
 
 def _waiting(networks: tuple[Network, ...], plan: Plan, actual: Actual) -> tuple[str, ...]:

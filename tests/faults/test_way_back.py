@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath import controller, points
+from datapath import controller, in_force, points
 from datapath.compiler import compile_policy
 from datapath.confirmation import undo
 from datapath.errors import CompileError, DatapathError, InputError, KernelError, Problem
@@ -158,7 +158,7 @@ def test_a_policy_that_cannot_be_read_any_more_is_replaced(
     def unreadable(_text: bytes, _name: str) -> object:
         raise InputError("a newer version does not know this key")
 
-    monkeypatch.setattr(controller, "parse_policy", unreadable)
+    monkeypatch.setattr(in_force, "parse_policy", unreadable)
     with points.listening(_refusing("delete rule")), pytest.raises(KernelError, match="delete rule"):
         site.apply("one", "nft")
     assert site.apply("one", "nft")
