@@ -111,6 +111,19 @@ def test_growth_with_networks_is_against_one_network() -> None:
     assert judged["cost(4094) / cost(1), rules"].state is targets.State.MUST
 
 
+def test_a_ratio_is_to_the_base_with_as_many_devices() -> None:
+    found = result(
+        cell("base", [100]),
+        cell("base", [110], networks=4094),
+        cell("ebpf-rules", [120]),
+        cell("ebpf-rules", [132], networks=4094),
+        cell("ebpf-rules", [130], networks=100),
+    )
+    forwarding = tables.Forwarding(found["forwarding"])
+    ratios = [forwarding.ratio("ebpf-rules", count, 4, "r") for count in (1, 100, 4094)]
+    assert ratios == pytest.approx([1.2, 1.3, 1.2])
+
+
 def test_lost_packets_of_any_change_miss_the_target() -> None:
     changes = [{"outcome": {"lost": 0, "misrouted": 0}}, {"outcome": {"lost": 0, "misrouted": 1}}]
     states = [list(targets.judge(result(changes=kinds)))[-1].state for kinds in (changes[:1], changes)]

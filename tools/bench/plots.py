@@ -33,7 +33,17 @@ _MARKERS: Final = dict(zip(_COLOURS, "osD^vP*", strict=True))
 #: From the bare harness to ours: what each step adds.
 #: From so many times the shortest bar on, the axis is logarithmic.
 _WIDE: Final = 30
-_STEPS: Final = (FLOOR, "plain", BASE, "rp_filter", "ebpf-direct", "ebpf-rules", "nft-rules", "hand-nft")
+_STEPS: Final = (
+    FLOOR,
+    "plain",
+    BASE,
+    "rp_filter",
+    "ebpf-direct",
+    "one-rule",
+    "ebpf-rules",
+    "nft-rules",
+    "hand-nft",
+)
 _MORE_STEPS: Final = ("classic-legacy", "classic-nft")
 _LOAD, _ONE_BY_ONE, _ADD = "#a6261d", "#d95f02", "#1b6ca8"
 _PEER_OPERATIONS: Final = {
@@ -101,9 +111,6 @@ def _cost_against_networks(found: Forwarding, family: int) -> Any:
         ]
         if not points:
             continue
-        if name == BASE:
-            axes.axhline(points[0][1], color=colour, linestyle="--", linewidth=1.2, label=TITLES[name])
-            continue
         axes.plot(*zip(*points, strict=True), color=colour, marker=_MARKERS[name], label=TITLES[name])
     _log_axes(axes, found.networks())
     axes.set_ylabel("µs per round trip of a small packet")
@@ -116,11 +123,11 @@ def _decomposition(found: Forwarding, family: int, count: int) -> Any:
     figure, axes = plt.subplots(figsize=(8, 4.2))
     names, values = [], []
     for name in (*_STEPS, *_MORE_STEPS):
-        samples = found.samples(name, count if name in _COLOURS and name != BASE else 1, family, "r")
+        samples = found.samples(name, count if name in _COLOURS else 1, family, "r")
         if samples:
             names.append(TITLES[name])
             values.append(min(samples))
-    base = min(found.base(family, "r"))
+    base = min(found.base(count, family, "r"))
     colours = ["#1b6ca8" if name.startswith("datapath") else "#999999" for name in names]
     axes.barh(names, values, color=colours)
     axes.axvline(base, color="#555555", linestyle="--", linewidth=1)
@@ -173,7 +180,7 @@ def draw(result: dict[str, Any], folder: Path, suffixes: Sequence[str] = ("svg",
     if result.get("forwarding"):
         found = Forwarding(result["forwarding"])
         for family in (4, 6):
-            if found.base(family, "r"):
+            if found.base(1, family, "r"):
                 written += _save(
                     _cost_against_networks(found, family), folder, f"perf-networks-ipv{family}", suffixes
                 )

@@ -56,20 +56,16 @@ class Forwarding:
         cell = self._by_key.get((variant, networks, family, profile))
         return cell["samples"] if cell and not cell["problem"] else []
 
-    def base(self, family: int, profile: str) -> list[int]:
-        """The base's samples of the same repetitions."""
-        return next(
-            (
-                cell["samples"]
-                for cell in self.cells
-                if (cell["variant"], cell["family"], cell["profile"]) == (BASE, family, profile)
-            ),
-            [],
-        )
+    def base(self, networks: int, family: int, profile: str) -> list[int]:
+        """The base's samples of the same repetitions: on a node with as many devices, or else with the fewest."""
+        for count in (networks, *self.networks(BASE)):
+            if samples := self.samples(BASE, count, family, profile):
+                return samples
+        return []
 
     def ratio(self, variant: str, networks: int, family: int, profile: str) -> float | None:
         """Minimum against the base's minimum."""
-        samples, base = self.samples(variant, networks, family, profile), self.base(family, profile)
+        samples, base = self.samples(variant, networks, family, profile), self.base(networks, family, profile)
         return ratio_of_minima(samples, base) if samples and base else None
 
     def networks(self, variant: str | None = None) -> list[int]:
@@ -84,7 +80,7 @@ class Forwarding:
 def _figure(forwarding: Forwarding, cell: dict[str, Any]) -> str:
     if cell["problem"]:
         return "misrouted" if cell["problem"].startswith("misrouted") else "lost"
-    samples, base = cell["samples"], forwarding.base(cell["family"], cell["profile"])
+    samples, base = cell["samples"], forwarding.base(cell["networks"], cell["family"], cell["profile"])
     if not base:
         return str(Summary.of(samples))
     paired = f"{median_of_ratios(samples, base):.2f}" if len(base) == len(samples) else "-"

@@ -81,6 +81,13 @@ def _kernel_filter(built: Ground) -> None:
     built.node.sysctl({f"net/ipv4/conf/{name}/rp_filter": 1 for name in ("all", "default", built.vlan.near)})
 
 
+def _one_rule(built: Ground) -> None:
+    """What the existence of any ip rule costs all traffic: who steers by rules cannot be below it."""
+    _tracked(built)
+    rule = f"fwmark 1/1 lookup {_FIRST_TABLE} priority {_FIRST_PRIORITY}"
+    built.node.ip([f"-{family} rule add {rule}" for family in FAMILIES])
+
+
 def _classic(tool: classic.Tool) -> Install:
     def install(built: Ground) -> None:
         default_by(built, "default")
@@ -182,12 +189,12 @@ def floor(programs: Programs) -> Variant:
     return Variant(FLOOR, _FLOOR_TITLE, install, has_networks=False, is_floor=True, is_tracked=False)
 
 
-#: What all others are compared with, in the same repetition.
+#: What all others are compared with, in the same repetition, on a node with as many devices.
 BASE: Final = "base"
 
 VARIANTS: Final = (
     Variant("plain", "plain forwarding", _no_policy, has_networks=False, drops_spoofed=(), is_tracked=False),
-    Variant(BASE, "plain forwarding + connection tracking", _tracked, has_networks=False, drops_spoofed=()),
+    Variant(BASE, "plain forwarding + connection tracking", _tracked, drops_spoofed=()),
     Variant("base2", "a copy of it (noise)", _tracked, has_networks=False, drops_spoofed=()),
     Variant("base3", "another copy (noise)", _tracked, has_networks=False, drops_spoofed=()),
     Variant(
@@ -197,6 +204,7 @@ VARIANTS: Final = (
         has_networks=False,
         drops_spoofed=(4,),
     ),
+    Variant("one-rule", "one ip rule that matches nothing", _one_rule, has_networks=False, drops_spoofed=()),
     Variant("classic-legacy", "classic recipe, iptables-legacy", _classic("iptables-legacy")),
     Variant("classic-nft", "classic recipe, iptables-nft", _classic("iptables-nft")),
     Variant("hand-nft", "nft by hand: maps, fib, one ip rule each", _hand_written),
