@@ -11,7 +11,7 @@ from datapath.compiler.ingress import emit_ingress
 from datapath.compiler.marks import Classification, emit_table
 from datapath.compiler.nft_ingress import emit_classification
 from datapath.compiler.notes import emit_notes
-from datapath.compiler.routes import emit_routes
+from datapath.compiler.routes import emit_routes, external_tables
 from datapath.compiler.rules import choose_bank, emit_rules
 from datapath.compiler.steering import emit_steering, find_refusals, steering_notes
 from datapath.compiler.translation import mark_changes, with_translation
@@ -61,6 +61,7 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         rp_filter_exempt=emit_rp_filter_exempt(context),
         routes=emit_routes(context),
         rules=emit_rules(context, rule_bank=rule_bank),
+        external_tables=external_tables(context),
         table=table,
         mark_changes=changes,
         transition=with_translation(meanwhile, changes) if meanwhile and changes else None,

@@ -119,7 +119,7 @@ def treat(network: Network, link: LinkFacts | None, steering: Steering) -> dict[
         vips = [prefix for prefix in network.vip_prefixes if prefix.version == family]
         if not vips:
             continue
-        if network.gateway_of(family) is not None:
+        if network.is_routed(family):
             direct = steering is Steering.DIRECT and network.return_path is not ReturnPath.NONE
             treatments[family] = Treatment.DIRECT if direct else Treatment(network.return_path)
         elif network.return_path is ReturnPath.NONE:

@@ -54,6 +54,9 @@ def _network(network: NetworkContext) -> IngressNetwork:
 def _vip_check(network: NetworkContext) -> VipCheck:
     """`feasible` asks the network's own table; where a family has none, replies follow the main one: `strict`."""
     wish = network.network.reverse_path.vips
+    if wish is VipCheck.FEASIBLE and network.network.has_external_routes:
+        # Only the default gets here: the plan does not know what is in that table.
+        return VipCheck.OFF
     if wish is VipCheck.FEASIBLE and not STEERED.issuperset(network.treatments.values()):
         return VipCheck.STRICT
     return wish
@@ -107,9 +110,12 @@ def _on_link(network: NetworkContext) -> Iterator[IpNetwork]:
     """Where clients may be neighbours: the on-link prefixes, or the VIPs' own prefixes in a family that has none.
 
     Without a gateway the VIPs' prefix is on the link; with a link-local one nothing tells where the link's prefix ends.
+    With a routing daemon it is a prefix that is announced, and no neighbour has an address of it.
     """
     known = network.network.effective_on_link
     yield from known
+    if network.network.has_external_routes:
+        return
     for vip in network.network.vips:
         if vip.is_single or any(prefix.version == vip.version for prefix in known):
             continue
@@ -119,6 +125,8 @@ def _on_link(network: NetworkContext) -> Iterator[IpNetwork]:
 
 def _feasible(network: NetworkContext) -> Iterator[IpNetwork]:
     """What the network's own table can reach: its on-link prefixes, and everything where it has a gateway."""
+    if network.network.has_external_routes:
+        return
     reachable = set(network.network.effective_on_link)
     reachable |= {DEFAULT[Family(gateway.version)] for gateway in network.network.gateway}
     yield from sorted(reachable, key=_prefix_key)

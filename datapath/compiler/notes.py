@@ -40,6 +40,13 @@ def _network_notes(network: NetworkContext) -> Iterator[Note]:
             network.origin,
             f"no IPv{family} gateway: an on-link route on {network.device} is all that is needed",
         )
+    if network.network.has_external_routes:
+        yield Note(
+            NoteLevel.INFO,
+            network.origin,
+            f"others fill table {network.ids.table}: until a route of theirs leads to a client, replies to it are"
+            " refused and never leave by another network",
+        )
     if Treatment.SOURCE in network.treatments.values():
         yield Note(
             NoteLevel.WARNING,

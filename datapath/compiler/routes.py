@@ -31,6 +31,17 @@ def emit_routes(context: Context) -> tuple[Route, ...]:
     return tuple(route for before, route in zip([None, *routes], routes, strict=False) if route != before)
 
 
+def external_tables(context: Context) -> tuple[int, ...]:
+    """Tables that others fill, sorted."""
+    return tuple(
+        sorted(
+            network.ids.table
+            for network in context.networks
+            if network.network.has_external_routes and any(network.families(*ROUTED))
+        )
+    )
+
+
 def _network_routes(network: NetworkContext) -> Iterator[Route]:
     for family in network.families(Treatment.ON_LINK):
         for prefix in network.vip_prefixes(family):

@@ -43,6 +43,7 @@ _PROTOCOL_NAMES: Final = {
     12: "bird",
     16: "dhcp",
     80: "Calico",
+    186: "BGP (FRR)",
 }
 _HINTS: Final[Mapping[int, str]] = {
     1: "datapath needs CAP_NET_ADMIN: run it as root",

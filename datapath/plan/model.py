@@ -82,6 +82,7 @@ class Plan:
         fwmark_mask: the bits of packet and connection marks that are ours.
         rp_filter_exempt: devices whose kernel reverse-path filter must be off; every other device keeps
             its present effective value, whatever that is on this node.
+        external_tables: routing tables that our rules look up and that others fill.
         table: our nftables table, or None where nothing needs one.
         ingress: what is looked at as packets enter, whichever backend does it.
         mark_changes: networks whose connections are to be carried over from another mark; nothing on a node
@@ -100,6 +101,7 @@ class Plan:
     rp_filter_exempt: tuple[str, ...] = ()
     routes: tuple[Route, ...] = ()
     rules: tuple[FibRule, ...] = ()
+    external_tables: tuple[int, ...] = ()
     table: NftTable | None = None
     ingress: IngressProgram = field(default_factory=lambda: IngressProgram(0))
     mark_changes: tuple[MarkChange, ...] = ()

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from datapath.policy import check_addresses, check_devices, check_ids, check_references, check_steering
+from datapath.policy import (
+    check_addresses,
+    check_devices,
+    check_ids,
+    check_references,
+    check_routes,
+    check_steering,
+)
 from datapath.policy.readable import Readable
 from datapath.policy.unsupported import unsupported
 
@@ -30,6 +37,7 @@ CHECKS: tuple[Callable[[Readable], Iterable[Problem]], ...] = (
     check_addresses.prefix_lists,
     check_references.egress,
     check_references.probes,
+    check_routes.external,
     check_steering.direct,
     unsupported,
 )

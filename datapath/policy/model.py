@@ -67,6 +67,13 @@ class ReturnPath(enum.StrEnum):
     NONE = "none"
 
 
+class Routes(enum.StrEnum):
+    """Who fills a network's routing table."""
+
+    OWN = "own"
+    EXTERNAL = "external"
+
+
 class Track(enum.StrEnum):
     """Which network a connection belongs to when its packets enter by several."""
 
@@ -225,6 +232,11 @@ class Network(PolicyModel):
         description="Prefixes reachable directly on the network. "
         "Default: the VIP prefixes that hold a gateway.",
     )
+    routes: Routes = Field(
+        default=Routes.OWN,
+        description="Who fills the network's routing table: `own` (we do, from `gateway` and `on_link`) or "
+        "`external` (a routing daemon such as FRR or BIRD; needs `table`, takes no `gateway`).",
+    )
     return_path: ReturnPath = Field(
         default=ReturnPath.CONNTRACK,
         description="`conntrack` (replies follow their connection), `source` (replies are recognised by "
@@ -302,9 +314,18 @@ class Network(PolicyModel):
         return next((address for address in self.gateway if address.version == family), None)
 
     @property
+    def has_external_routes(self) -> bool:
+        """Others know the next hops of replies; `gateway` is empty."""
+        return self.routes is Routes.EXTERNAL
+
+    def is_routed(self, family: int) -> bool:
+        """Replies of a family go to a router, so they need a table of their own."""
+        return self.has_external_routes or self.gateway_of(family) is not None
+
+    @property
     def needs_mark(self) -> bool:
         """Replies are steered by a fwmark."""
-        return self.return_path is ReturnPath.CONNTRACK and bool(self.gateway)
+        return self.return_path is ReturnPath.CONNTRACK and (bool(self.gateway) or self.has_external_routes)
 
 
 class Egress(PolicyModel):

@@ -100,8 +100,8 @@ def _uses_bits(rule: ForeignRule, mask: int) -> bool:
 
 
 def new_tables(actual: Actual, desired: Plan) -> frozenset[int]:
-    """Tables that we are about to use and do not use yet."""
-    return _tables(desired.rules) - _tables(actual.rules)
+    """Tables that we are about to use alone and do not use yet."""
+    return _tables(desired.rules) - _tables(actual.rules) - set(desired.external_tables)
 
 
 def _tables(rules: Iterable[FibRule]) -> frozenset[int]:

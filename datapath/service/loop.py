@@ -23,6 +23,7 @@ from datapath.kernel.notify import Notifier, watchdog_interval_s
 from datapath.kernel.watch import Event, Interest, NftWatch, RouteWatch
 from datapath.log import get_logger
 from datapath.observe.stats import ServiceStats
+from datapath.plan.model import Plan
 from datapath.reconcile.present import needed_devices
 from datapath.reconcile.steps import kind_of
 from datapath.service.healer import Healer, Look
@@ -308,12 +309,7 @@ class Service:
         elif look.failed or look.done:
             self._timers.set(self._confirm, now + CONFIRM_S)
         if look.plan is not None:
-            plan = look.plan
-            tables = {route.table for route in plan.routes}
-            parents = {link.parent for link in plan.links}
-            devices = needed_devices(plan) | parents | set(plan.steering.devices)
-            steers = bool(plan.steering.networks)
-            self._routes.follow(Interest(devices, frozenset(tables), default_routes=steers))
+            self._routes.follow(interest_of(look.plan))
 
     def _status(self) -> str:
         stats = self._stats
@@ -325,6 +321,15 @@ class Service:
         if stats.policy_rejected or stats.apply_failed:
             text += ", the policy files are not in force: see the log"
         return text
+
+
+def interest_of(plan: Plan) -> Interest:
+    """What the daemon listens for."""
+    # What a routing daemon does in its table is its own affair, and it may do it a thousand times a second.
+    tables = {route.table for route in plan.routes}.difference(plan.external_tables)
+    parents = {link.parent for link in plan.links}
+    devices = needed_devices(plan) | parents | set(plan.steering.devices)
+    return Interest(devices, frozenset(tables), default_routes=bool(plan.steering.networks))
 
 
 def run_service(policy: Path, drop_ins: Path | None, state: Path, metrics: str | None) -> None:

@@ -3,7 +3,7 @@
 #
 # Installs the Debian packages of one or more lanes of packages.txt, by name, and with --venv the virtual
 # environment with those extras of pyproject.toml. Needs root only if a package is missing. Starts no service and touches no network setting:
-# of these packages only nftables has a unit, and Debian installs that one disabled.
+# of these packages nftables has a unit that Debian installs disabled, and frr has one that is kept from starting here.
 #
 #   tools/setup/install.sh [--venv EXTRA,EXTRA] LANE...
 
@@ -37,7 +37,21 @@ install_packages() { # LANE...
     [ "$(id -u)" -eq 0 ] || fail "not root: run 'sudo make setup', or install these packages first"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q </dev/null
+    refuse_services
     apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null
+    case " ${missing[*]} " in
+        # A routing daemon that nobody configured has no business on this machine after the next boot, either.
+        *" frr "*) systemctl --quiet disable frr.service ;;
+    esac
+}
+
+refuse_services() { # Until this script ends, packages may not start what they bring (policy-rc.d of init-system-helpers).
+    local policy=/usr/sbin/policy-rc.d
+    if ! [ -e "$policy" ]; then
+        trap "rm -f $policy" EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
 }
 
 make_venv() { # EXTRA,EXTRA
