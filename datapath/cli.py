@@ -34,7 +34,7 @@ CONFIRM_MAX_S = 86_400
 DROPS_S = 10
 #: Objects between two looks for cyclic garbage, of which there is next to none here: at Python's 700, looking in vain
 #: takes two fifths of the time of a large policy. 50,000 objects are a few MB.
-_GC_OBJECTS = 50_000
+GC_OBJECTS = 50_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main_dry_run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    gc.set_threshold(_GC_OBJECTS)
+    gc.set_threshold(GC_OBJECTS)
     log.configure(verbose=arguments.verbose)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:

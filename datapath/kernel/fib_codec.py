@@ -252,8 +252,9 @@ class _Unpacker:
 
     def values(self, body: bytes) -> _Values:
         """Eight bytes, then the value of each attribute."""
-        # Length and the last fixed byte (action of a rule, type of a route) tell nearly all shapes apart.
-        key = len(body) << 8 | body[7]
+        # Length, the lengths of the prefixes (without one there is no address) and the last fixed byte (action of a
+        # rule, type of a route) tell nearly all shapes apart.
+        key = len(body) << 24 | body[1] << 16 | body[2] << 8 | body[7]
         shape = self._shapes.get(key)
         if shape is not None:
             fields = shape.unpack(body)

@@ -75,7 +75,7 @@ class HeldProgram(_Held[bpf.LoadedIngress]):
             return
         held = self._loaded.program_id
         actual = bpf.ActualProgram(
-            program_id=held, meta=self._loaded.read_meta(), tables=self._loaded.read_tables()
+            program_id=held, meta=self._loaded.read_meta(), image=self._loaded.read_image()
         )
         everywhere = bpf.IngressState(
             ifindexes=state.ifindexes,

@@ -32,6 +32,9 @@ F_REPLACE, F_EXCL, F_CREATE = 0x100, 0x200, 0x400
 #: Changes in one `sendmsg`: more save nothing that could be measured, and 256 answers fit any receive buffer.
 BATCH_MAX: Final = 256
 
+#: Questions in one `sendmsg`: an answer takes up to 8 KB of the queue.
+_QUESTIONS_MAX: Final = 64
+
 _F_REQUEST, _F_ACK, _F_DUMP = 0x001, 0x004, 0x300
 _F_DUMP_INTERRUPTED, _F_ACK_TLVS = 0x10, 0x200
 _ERROR, _DONE = 2, 3
@@ -211,6 +214,45 @@ class Netlink:
                     if code:
                         raise OSError(code, reason)
                     return bodies, not seen & _F_DUMP_INTERRUPTED
+
+    def ask(self, what: str, requests: Sequence[Request]) -> list[bytes | int]:
+        """Questions that have one answer each, `_QUESTIONS_MAX` in a system call.
+
+        Args:
+            what: is asked for, for the error.
+            requests: no dumps and no changes.
+
+        Returns:
+            for each the body of its answer, or the errno that it was refused with.
+
+        Raises:
+            KernelError: the kernel could not be asked, or its answer was lost.
+        """
+        answers: list[bytes | int] = []
+        self._grow_queue()
+        for start in range(0, len(requests), _QUESTIONS_MAX):
+            try:
+                answers += self._ask_batch(requests[start : start + _QUESTIONS_MAX])
+            except OSError as error:
+                raise KernelError(
+                    f"list {what}", error.strerror or str(error), errno=error.errno or 0
+                ) from error
+        return answers
+
+    def _ask_batch(self, batch: Sequence[Request]) -> list[bytes | int]:
+        first = self._sequence + 1
+        self._send(batch)
+        answers: dict[int, bytes | int] = {}
+        while len(answers) < len(batch):
+            datagram = self._receive()
+            offset = 0
+            while offset + 16 <= len(datagram):
+                length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
+                body = datagram[offset + 16 : offset + length]
+                offset += (length + 3) & ~3
+                if sequence >= first:
+                    answers[sequence] = body if kind >= _MIN_TYPE else _verdict(kind, flags, body)[0]
+        return [answers[first + number] for number in range(len(batch))]
 
     def change(self, requests: Sequence[Request]) -> list[Refusal]:
         """Carry out changes in order, `BATCH_MAX` in a system call; a refused one does not stop the others.

@@ -33,6 +33,7 @@ _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
 _TCA_BPF_FLAG_ACT_DIRECT: Final = 1
 _ETH_P_ALL: Final = 3
+_INFO: Final = TC_PRIORITY << 16 | socket.htons(_ETH_P_ALL)
 # linux/pkt_sched.h: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS / TC_H_MIN_EGRESS). The older `ingress` qdisc
 # takes filters at the first place only.
 _PARENTS: Final = {Direction.INGRESS: 0xFFFFFFF2, Direction.EGRESS: 0xFFFFFFF3}
@@ -71,10 +72,10 @@ class TcFilter:
 
 @dataclass(frozen=True, slots=True)
 class TcState:
-    """Filters of all devices of the namespace.
+    """What is in our place on all devices of the namespace.
 
     Attributes:
-        filters: every ingress and egress filter of every device, as far as asked for.
+        filters: of one direction.
         clsact: ifindexes of devices with a qdisc that takes ingress filters.
     """
 
@@ -88,18 +89,20 @@ def ifindexes() -> dict[str, int]:
 
 
 def _filters(netlink: Netlink, ifindex: int, direction: Direction) -> list[TcFilter]:
-    return [
-        TcFilter(
-            ifindex=ifindex,
-            direction=direction,
-            kind=found.kind,
-            priority=found.priority,
-            handle=found.handle,
-            program_id=found.program_id,
-            name=found.name,
-        )
-        for found in tc_dump.filters(netlink, ifindex, _PARENTS[direction])
-    ]
+    dumped = tc_dump.filters(netlink, ifindex, _PARENTS[direction])
+    return [_filter(found, ifindex, direction) for found in dumped]
+
+
+def _filter(found: tc_dump.TcObject, ifindex: int, direction: Direction) -> TcFilter:
+    return TcFilter(
+        ifindex=ifindex,
+        direction=direction,
+        kind=found.kind,
+        priority=found.priority,
+        handle=found.handle,
+        program_id=found.program_id,
+        name=found.name,
+    )
 
 
 def _all_filters(netlink: Netlink, ifindex: int) -> list[TcFilter]:
@@ -111,8 +114,8 @@ def _clsact_devices(netlink: Netlink, ifindex: int = 0) -> frozenset[int]:
     return frozenset(qdisc.ifindex for qdisc in found if qdisc.kind in _CLSACT_KINDS)
 
 
-def observe_tc(*directions: Direction) -> TcState:
-    """All filters of the namespace that see whole devices; those of all directions, if none is named.
+def observe_our_place(direction: Direction) -> TcState:
+    """What is in our place on each device of the namespace: our filter, or somebody else's.
 
     Raises:
         KernelError: netlink failed.
@@ -120,12 +123,15 @@ def observe_tc(*directions: Direction) -> TcState:
     with Netlink() as netlink:
         # One dump for all devices: only those with such a qdisc can have filters.
         devices = _clsact_devices(netlink)
-        filters = [
-            found
-            for index in sorted(devices)
-            for direction in directions or Direction
-            for found in _filters(netlink, index, direction)
-        ]
+        indexes = sorted(devices)
+        parent, info = _PARENTS[direction], _INFO
+        places = [tc_dump.TcPlace(index, parent, TC_HANDLE, info, "bpf") for index in indexes]
+        filters: list[TcFilter] = []
+        for index, found in zip(indexes, tc_dump.find(netlink, places), strict=True):
+            if isinstance(found, tc_dump.TcObject):
+                filters.append(_filter(found, index, direction))
+            elif found is not None:
+                filters += [item for item in _filters(netlink, index, direction) if item.is_our_place]
     return TcState(filters=tuple(filters), clsact=devices)
 
 
@@ -204,8 +210,7 @@ def _new_filter(ifindex: int, program_fd: int, direction: Direction) -> Request:
 def _filter_request(
     kind: int, flags: int, ifindex: int, direction: Direction, options: bytes = b""
 ) -> Request:
-    info = TC_PRIORITY << 16 | socket.htons(_ETH_P_ALL)
-    body = TCMSG.pack(socket.AF_UNSPEC, ifindex, TC_HANDLE, _PARENTS[direction], info)
+    body = TCMSG.pack(socket.AF_UNSPEC, ifindex, TC_HANDLE, _PARENTS[direction], _INFO)
     body += attribute(_TCA_KIND, b"bpf\0")
     return Request(kind, flags, body + attribute(_TCA_OPTIONS, options) if options else body)
 

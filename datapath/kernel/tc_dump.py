@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from datapath.kernel.netlink import attributes, text
+from datapath.kernel.netlink import Request, attribute, attributes, text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datapath.kernel.netlink import Netlink
 
 # linux/rtnetlink.h, linux/pkt_cls.h
@@ -24,6 +27,20 @@ _TCA_BPF_ID: Final = 11
 
 #: struct tcmsg: family, ifindex, handle, parent, info.
 TCMSG: Final = struct.Struct("=BxxxiIII")
+
+
+class TcPlace(NamedTuple):
+    """Where one filter may be.
+
+    Attributes:
+        info: priority in the upper half, protocol in network byte order in the lower.
+    """
+
+    ifindex: int
+    parent: int
+    handle: int
+    info: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +82,32 @@ def filters(netlink: Netlink, ifindex: int, parent: int) -> list[TcObject]:
     """
     found = _dump(netlink, "tc filters", _RTM_GETTFILTER, ifindex, parent)
     return [item for item in found if item.handle]
+
+
+def find(netlink: Netlink, places: Sequence[TcPlace]) -> list[TcObject | int | None]:
+    """The filter in each of these places, many to a system call.
+
+    Returns:
+        for each place its filter, None where nothing is at that priority and handle, or an errno where the kernel
+        cannot say: a filter of another kind or protocol has that priority, or the device is gone.
+
+    Raises:
+        KernelError: netlink failed.
+    """
+    requests = [
+        Request(
+            _RTM_GETTFILTER,
+            0,
+            TCMSG.pack(socket.AF_UNSPEC, place.ifindex, place.handle, place.parent, place.info)
+            + attribute(_TCA_KIND, place.kind.encode() + b"\0"),
+        )
+        for place in places
+    ]
+    answers = netlink.ask("tc filters", requests)
+    return [
+        _decode(answer) if isinstance(answer, bytes) else None if answer == errno.ENOENT else answer
+        for answer in answers
+    ]
 
 
 def _dump(netlink: Netlink, what: str, message_type: int, ifindex: int, parent: int) -> list[TcObject]:

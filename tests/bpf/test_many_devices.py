@@ -77,7 +77,7 @@ def _sync(desired: IngressProgram) -> bool:
 
 def _filters(names: Iterable[str]) -> set[str]:
     by_index = {index: name for name, index in tc.ifindexes().items()}
-    state = tc.observe_tc(Direction.INGRESS)
+    state = tc.observe_our_place(Direction.INGRESS)
     return {by_index[found.ifindex] for found in state.filters if found.is_ours} & set(names)
 
 
@@ -120,7 +120,7 @@ def test_many_new_devices_get_filters_and_keep_them(many: tuple[str, ...], hook:
     tc.remove_clsact(*many[:3])
     assert _sync(IngressProgram(fwmark_mask=0xFF0000))
     tc.remove_clsact(*many, "trunk0")
-    assert not tc.observe_tc().clsact
+    assert not tc.observe_our_place(Direction.INGRESS).clsact
 
 
 @pytest.mark.kernel_feature("tcx")

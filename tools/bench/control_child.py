@@ -10,6 +10,7 @@ counted, has put it there. One JSON object on stdout: seconds by operation, and 
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from datapath import log
+from datapath.cli import GC_OBJECTS
 from datapath.controller import Controller
 from datapath.policy import LoadedPolicy, load_policy
 from datapath.state import StateDirectory
@@ -54,6 +56,7 @@ def _timed(times: dict[str, list[float]], name: str, action: Callable[[], int]) 
 def main() -> int:
     """Serve the one request."""
     state, folder, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    gc.set_threshold(GC_OBJECTS)
     log.configure()
     controller = Controller(StateDirectory(state))
 

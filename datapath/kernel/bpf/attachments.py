@@ -128,7 +128,7 @@ def observe_attachments(direction: Direction) -> Attachments:
     Raises:
         KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
     """
-    state, ifindexes, names = tc.observe_tc(direction), tc.ifindexes(), _Names()
+    state, ifindexes, names = tc.observe_our_place(direction), tc.ifindexes(), _Names()
     by_index = {index: name for name, index in ifindexes.items()}
     hook = preferred_hook()
     return Attachments(
@@ -198,7 +198,7 @@ def attach(program_fd: int, ifname: str, direction: Direction = Direction.INGRES
     """
     if preferred_hook() is Hook.CLSACT:
         tc.attach_filter(ifname, program_fd, direction)
-        _detach_tcx(ifname, direction)
+        _detach_tcx([ifname], direction)
         return
     _attach_tcx(program_fd, ifname, direction)
     tc.detach_filter(ifname, direction)
@@ -231,8 +231,7 @@ def attach_all(
         if name in others:
             attach(program_fd, name, direction)
     tc.attach_filters(together, program_fd, direction)
-    for name in together:
-        _detach_tcx(name, direction)
+    _detach_tcx(together, direction)
 
 
 def _attach_tcx(program_fd: int, ifname: str, direction: Direction) -> None:
@@ -255,18 +254,22 @@ def _attach_tcx(program_fd: int, ifname: str, direction: Direction) -> None:
     _remove(index, direction, ours)
 
 
-def _detach_tcx(ifname: str, direction: Direction) -> bool:
-    if not tcx.is_supported():
+def _detach_tcx(ifnames: Sequence[str], direction: Direction) -> bool:
+    """Whether any of ours was there; a device that is gone is none."""
+    if not ifnames or not tcx.is_supported():
         return False
-    try:
-        index = socket.if_nametoindex(ifname)
-    except OSError:
-        return False
-    ours = _ours(tcx.programs(index, direction), direction, _Names())
-    if ours:
-        reached(f"detach the {direction} program from {ifname}")
-    _remove(index, direction, ours)
-    return bool(ours)
+    names, was_there = _Names(), False
+    for ifname in ifnames:
+        try:
+            index = socket.if_nametoindex(ifname)
+        except OSError:
+            continue
+        ours = _ours(tcx.programs(index, direction), direction, names)
+        if ours:
+            reached(f"detach the {direction} program from {ifname}")
+        _remove(index, direction, ours)
+        was_there |= bool(ours)
+    return was_there
 
 
 def _remove(ifindex: int, direction: Direction, program_ids: list[int]) -> None:
@@ -294,5 +297,5 @@ def detach(ifname: str, direction: Direction = Direction.INGRESS) -> bool:
     Raises:
         KernelError: the kernel refused.
     """
-    was_there = _detach_tcx(ifname, direction)
+    was_there = _detach_tcx([ifname], direction)
     return tc.detach_filter(ifname, direction) or was_there

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 from datapath.errors import KernelError
 from datapath.kernel import tc
 from datapath.kernel.bpf import attachments, source
+from datapath.kernel.bpf.image import Image, image_of
 from datapath.kernel.bpf.loaded import ProgramMeta
 from datapath.kernel.bpf.program import LoadedIngress, SlotCounters, add_counters
-from datapath.kernel.bpf.tables import IngressTables, resolve
 from datapath.plan.tc import Direction, Hook
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ActualProgram:
 
     program_id: int
     meta: ProgramMeta
-    tables: IngressTables
+    image: Image
 
     @property
     def is_current(self) -> bool:
@@ -105,7 +105,7 @@ def _read_program(program_id: int) -> ActualProgram | None:
         return None
     with loaded:
         try:
-            return ActualProgram(program_id, loaded.read_meta(), loaded.read_tables())
+            return ActualProgram(program_id, loaded.read_meta(), loaded.read_image())
         except KernelError as error:
             if error.errno == errno.EPERM:  # without the right to look, "unknown" would be a lie
                 raise
@@ -135,9 +135,7 @@ def observe_ingress() -> IngressState:
     )
 
 
-def _reload_reason(
-    desired: IngressProgram, tables: IngressTables, programs: list[ActualProgram | None]
-) -> str:
+def _reload_reason(desired: IngressProgram, image: Image, programs: list[ActualProgram | None]) -> str:
     """Why no attached program can be kept; empty if the only one can."""
     if len(programs) != 1:
         return "several programs are attached" if programs else "nothing is attached yet"
@@ -149,8 +147,8 @@ def _reload_reason(
     if not program.is_current:
         return "the program's text changed"
     # Entries are added before others are removed, so both must fit for a moment.
-    together = len(program.tables.networks.keys() | tables.networks.keys())
-    if not program.meta.capacities.holds(tables.need) or together > program.meta.capacities.networks:
+    together = len(program.image.networks.keys() | image.networks.keys())
+    if not program.meta.capacities.holds(image.need) or together > program.meta.capacities.networks:
         return "its maps are too small"
     return ""
 
@@ -161,33 +159,34 @@ def compare_ingress(desired: IngressProgram, actual: IngressState) -> IngressDif
     Raises:
         KernelError: a desired device does not exist (ENODEV).
     """
-    tables = resolve(desired, actual.ifindexes)
+    image = image_of(desired, actual.ifindexes)
     wanted = desired.attachments
-    conflicts = tuple(conflict for conflict in actual.conflicts if conflict[0] in wanted)
-    detach = tuple(sorted({*actual.attached, *actual.surplus} - set(wanted)))
+    everywhere = frozenset(wanted)
+    conflicts = tuple(conflict for conflict in actual.conflicts if conflict[0] in everywhere)
+    detach = tuple(sorted({*actual.attached, *actual.surplus} - everywhere))
     if not wanted:
         return IngressDiff(detach=detach)
     programs = [
         actual.programs.get(program_id)
         for program_id in sorted({actual.attached[name] for name in wanted if name in actual.attached})
     ]
-    reason = _reload_reason(desired, tables, programs)
+    reason = _reload_reason(desired, image, programs)
     if reason:
         return IngressDiff(reload=reason, attach=wanted, detach=detach, conflicts=conflicts)
     kept = next(program for program in programs if program is not None)
     return IngressDiff(
-        update=kept.program_id if kept.tables != tables else None,
+        update=kept.program_id if kept.image != image else None,
         attach=tuple(name for name in wanted if name not in actual.attached or name in actual.surplus),
         detach=detach,
         conflicts=conflicts,
     )
 
 
-def _load(fwmark_mask: int, tables: IngressTables) -> LoadedIngress:
-    capacities = tables.need
+def _load(fwmark_mask: int, image: Image) -> LoadedIngress:
+    capacities = image.need
     text = source.render(fwmark_mask, capacities)
     return LoadedIngress.load(
-        text, capacities, fwmark_mask=fwmark_mask, fill=lambda loaded: loaded.write_tables(tables)
+        text, capacities, fwmark_mask=fwmark_mask, fill=lambda loaded: loaded.write_image(image)
     )
 
 
@@ -202,17 +201,18 @@ def load_ingress(desired: IngressProgram, verified: LoadedIngress | None = None)
         KernelError: a device is missing or is no Ethernet device, bcc is missing, the program does not
             compile, or the kernel refuses it.
     """
-    for ifname in desired.attachments:
-        require_ethernet(ifname)
-    tables = resolve(desired, tc.ifindexes())
+    require_ethernet(*desired.attachments)
+    image = image_of(desired, tc.ifindexes())
     if verified is not None:
-        if verified.read_meta().digest == source.desired_digest(desired.fwmark_mask, tables.need):
-            # Emptied first: entries of the check and the real ones together may not fit.
-            verified.write_tables(IngressTables())
-            verified.write_tables(tables)
+        if verified.read_meta().digest == source.desired_digest(desired.fwmark_mask, image.need):
+            written = verified.read_image()
+            if written != image:
+                # Emptied first: entries of the check and the real ones together may not fit.
+                verified.write_image(Image(), written)
+                verified.write_image(image, Image())
             return verified
         verified.close()
-    return _load(desired.fwmark_mask, tables)
+    return _load(desired.fwmark_mask, image)
 
 
 def verify_ingress(desired: IngressProgram) -> LoadedIngress:
@@ -221,28 +221,31 @@ def verify_ingress(desired: IngressProgram) -> LoadedIngress:
     Raises:
         KernelError: as `load_ingress`.
     """
-    names = sorted({name for net in desired.networks for name in (net.point.ifname, net.device)})
-    invented = {name: number for number, name in enumerate(names, start=1)}
-    return _load(desired.fwmark_mask, resolve(desired, invented))
+    known = tc.ifindexes()
+    names = {name for net in desired.networks for name in (net.point.ifname, net.device)}
+    missing = sorted(names - known.keys())
+    invented = {name: number for number, name in enumerate(missing, start=max(known.values(), default=0) + 1)}
+    return _load(desired.fwmark_mask, image_of(desired, known | invented))
 
 
-def require_ethernet(ifname: str) -> None:
+def require_ethernet(*ifnames: str) -> None:
     """The program reads an Ethernet header first: on a tunnel without one it would misread every packet."""
-    request = struct.pack("16sH14x", ifname.encode(), 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFHWADDR, request)
-        except OSError as error:
-            raise KernelError(
-                f"look at device {ifname}", error.strerror or str(error), errno=error.errno or 0
-            ) from error
-    (kind,) = struct.unpack_from("H", answer, 16)
-    if kind not in _ETHERNET_TYPES:
-        raise KernelError(
-            f"attach the eBPF program to {ifname}",
-            f"it is not an Ethernet device (ARPHRD type {kind})",
-            hint="use backend: nft for networks on tunnels",
-        )
+        for ifname in ifnames:
+            request = struct.pack("16sH14x", ifname.encode(), 0)
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFHWADDR, request)
+            except OSError as error:
+                raise KernelError(
+                    f"look at device {ifname}", error.strerror or str(error), errno=error.errno or 0
+                ) from error
+            (kind,) = struct.unpack_from("H", answer, 16)
+            if kind not in _ETHERNET_TYPES:
+                raise KernelError(
+                    f"attach the eBPF program to {ifname}",
+                    f"it is not an Ethernet device (ARPHRD type {kind})",
+                    hint="use backend: nft for networks on tunnels",
+                )
 
 
 def attach(loaded: LoadedIngress, ifname: str) -> None:
@@ -261,7 +264,7 @@ def detach(ifname: str) -> bool:
 
 
 def update_entries(program_id: int, desired: IngressProgram, actual: IngressState | None = None) -> bool:
-    """Bring the maps of an attached program to the desired state, element by element; see `write_tables`.
+    """Bring the maps of an attached program to the desired state, element by element; see `write_image`.
 
     Args:
         program_id: of the program.
@@ -274,9 +277,9 @@ def update_entries(program_id: int, desired: IngressProgram, actual: IngressStat
     Raises:
         KernelError: the program is gone, a device does not exist, or a map is full.
     """
-    tables = resolve(desired, actual.ifindexes if actual else tc.ifindexes())
+    image = image_of(desired, actual.ifindexes if actual else tc.ifindexes())
     with LoadedIngress.open(program_id) as loaded:
-        return loaded.write_tables(tables, actual.programs[program_id].tables if actual else None)
+        return loaded.write_image(image, actual.programs[program_id].image if actual else None)
 
 
 def read_counters(program_id: int) -> SlotCounters:

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from datapath.errors import KernelError
 from datapath.kernel.bpf import abi, libbpf
-from datapath.kernel.bpf.encoding import (
-    decode_networks,
-    decode_prefixes,
-    encode_networks,
-    encode_prefixes,
-)
+from datapath.kernel.bpf.encoding import decode_networks, decode_prefixes
+from datapath.kernel.bpf.image import TRIES, Image
 from datapath.kernel.bpf.loaded import Change, Counter, LoadedProgram
 from datapath.kernel.bpf.tables import IngressTables, PrefixTable
 from datapath.plan.ingress import Verdict
@@ -52,7 +48,17 @@ class LoadedIngress(LoadedProgram):
     def _trie(self, table: PrefixTable, version: int) -> libbpf.Map:
         return self._maps[abi.PREFIX_MAPS[table.value, version]]
 
-    def write_tables(self, desired: IngressTables, actual: IngressTables | None = None) -> bool:
+    def read_image(self) -> Image:
+        """The maps' contents as they are."""
+        return Image(
+            self._maps[abi.MAP_NETWORKS].items(), {trie: self._trie(*trie).items() for trie in TRIES}
+        )
+
+    def write_tables(self, desired: IngressTables) -> bool:
+        """As `write_image`."""
+        return self.write_image(Image.of(desired))
+
+    def write_image(self, desired: Image, actual: Image | None = None) -> bool:
         """Make the maps hold exactly `desired`, touching only elements that differ; add before delete.
 
         Prefixes are added before the networks that ask for them and removed after them: a new network is never
@@ -61,7 +67,7 @@ class LoadedIngress(LoadedProgram):
 
         Args:
             desired: the contents.
-            actual: what `read_tables` said just now, if it was asked.
+            actual: what `read_image` said just now, if it was asked.
 
         Returns:
             whether anything differed.
@@ -69,31 +75,21 @@ class LoadedIngress(LoadedProgram):
         Raises:
             KernelError: a map is full or the kernel refused; elements already written stay.
         """
-        actual = actual or self.read_tables()
+        actual = actual or self.read_image()
         if actual == desired:
             return False
         self.clear_counters(desired.slots - actual.slots)
-        changes = [self._prefix_changes(table, actual, desired) for table in PrefixTable]
-        changes_by_map = [change for by_version in changes for change in by_version]
-        networks = Change.between(
-            self._maps[abi.MAP_NETWORKS], encode_networks(actual.networks), encode_networks(desired.networks)
-        )
-        for change in (*changes_by_map, networks):
+        prefixes = [
+            Change.between(self._trie(*trie), actual.prefixes[trie], desired.prefixes[trie]) for trie in TRIES
+        ]
+        networks = Change.between(self._maps[abi.MAP_NETWORKS], actual.networks, desired.networks)
+        for change in (*prefixes, networks):
             reached("add entries to a map of the eBPF program")
             change.add()
-        for change in (networks, *changes_by_map):
+        for change in (networks, *prefixes):
             reached("remove entries from a map of the eBPF program")
             change.remove()
         return True
-
-    def _prefix_changes(
-        self, table: PrefixTable, actual: IngressTables, desired: IngressTables
-    ) -> list[Change]:
-        before = encode_prefixes(actual.prefixes[table])
-        after = encode_prefixes(desired.prefixes[table])
-        return [
-            Change.between(self._trie(table, version), before[version], after[version]) for version in (4, 6)
-        ]
 
     # --- what it saw
 
@@ -126,8 +122,10 @@ class LoadedIngress(LoadedProgram):
         To be called before the switch, so that readers never see a drop to zero, and once more after it, when
         the predecessor sees no more packets.
         """
+        if not counters:
+            return
         carried = self._maps[abi.MAP_CARRIED]
-        slots = self.read_tables().slots
+        slots = self.read_image().slots
         carried.update(
             {
                 slot.to_bytes(4, _BYTE_ORDER): _encode_counters(by_verdict)

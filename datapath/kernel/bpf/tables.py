@@ -150,7 +150,10 @@ def _asked_vips(network: IngressNetwork) -> dict[int, list[IpNetwork]]:
         if network.vip_check is not VipCheck.OFF or network.other_check is not OtherCheck.OFF
         else ()
     )
-    return {version: [prefix for prefix in vips if prefix.version == version] for version in (4, 6)}
+    asked: dict[int, list[IpNetwork]] = {4: [], 6: []}
+    for prefix in vips:
+        asked[prefix.version].append(prefix)
+    return asked
 
 
 def _entry(
