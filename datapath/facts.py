@@ -52,6 +52,7 @@ class IdFacts(_Frozen):
     fwmark: Annotated[int, pydantic.Field(ge=0, le=0xFFFFFFFF)] = 0
     table: Annotated[int, pydantic.Field(ge=0, le=0xFFFFFFFF)] = 0
     slot: Annotated[int, pydantic.Field(ge=0, le=0xFFFF)] = 0
+    zone: Annotated[int, pydantic.Field(ge=0, le=0xFFFF)] = 0
 
 
 class Facts(_Frozen):
@@ -67,6 +68,7 @@ class Facts(_Frozen):
         rule_bank: which of the two banks of ip rules holds the live tree, None where there is none.
         ebpf_refused: why this host cannot load the eBPF program; empty where it can, or nobody asked.
         default_devices: that main's default routes leave by, by family; only looked at for `steering: direct`.
+        taken_zones: connection-tracking zones that others use, with who does; only looked at for `isolate_clients`.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
     """
 
@@ -79,6 +81,7 @@ class Facts(_Frozen):
     rule_bank: int | None = None
     ebpf_refused: str = ""
     default_devices: dict[int, tuple[str, ...]] = {}
+    taken_zones: dict[int, str] = {}
     forwarding: dict[int, bool] = {4: True, 6: True}
 
     def dump(self) -> str:

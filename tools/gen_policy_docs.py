@@ -68,7 +68,9 @@ RULES = """\
 ## Rules between parts of the file
 
 - Names, devices, VLANs, pinned tables and pinned marks differ between networks.
-- A VIP is listed once; on two networks only where both set `isolate_clients`.
+- A VIP is listed once; on two networks only where both set `isolate_clients` and have a gateway of its family.
+- `isolate_clients` goes with `return_path: conntrack`, a gateway and `track: first`; pinned zones
+  differ between networks. See [overlapping clients](design/overlapping-clients.md).
 - A VIP is unicast, not link-local, and outside of `node.internal`.
 - A gateway is inside `on_link` (or inside a VIP prefix, if `on_link` is not set), not one of the VIPs, not the
   network or broadcast address, at most one per family, and of a family that has VIPs. A link-local IPv6 gateway

@@ -8,15 +8,13 @@ from datapath.compiler.context import Context, NetworkContext, treat
 from datapath.compiler.host import emit_links, emit_rp_filter_exempt, emit_sysctls
 from datapath.compiler.ids import allocate
 from datapath.compiler.ingress import emit_ingress
-from datapath.compiler.marks import Classification, emit_table
-from datapath.compiler.nft_ingress import emit_classification
 from datapath.compiler.notes import emit_notes
 from datapath.compiler.routes import emit_routes, external_tables
 from datapath.compiler.rules import choose_bank, emit_rules
 from datapath.compiler.steering import emit_steering, find_refusals, steering_notes
-from datapath.compiler.translation import mark_changes, with_translation
+from datapath.compiler.tables import emit_tables
 from datapath.facts import Facts
-from datapath.plan.model import Backend, NetworkIds, Plan
+from datapath.plan.model import NetworkIds, Plan
 from datapath.policy import Policy
 
 __all__ = ["compile_policy"]
@@ -45,14 +43,8 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
     rule_bank = choose_bank(context)
     program = emit_ingress(context)
     backend, reason = choose_backend(context, program)
-    by_nft = emit_classification(context, program) if backend is Backend.NFT else Classification()
-    table = emit_table(context, by_nft, rule_bank=rule_bank)
-    changes, warnings = mark_changes(context)
+    tables = emit_tables(context, program, backend, rule_bank)
     refusals = find_refusals(context)
-    meanwhile = table
-    if changes and backend is Backend.EBPF and facts.marked_by_nft:
-        # The old program of marks is a part of the old table: without it, and without the new program, nobody marks.
-        meanwhile = emit_table(context, emit_classification(context, program), rule_bank=rule_bank)
     return Plan(
         fwmark_mask=context.mask,
         ids=tuple(sorted(i for i in ids.values() if i != NetworkIds(i.name))),
@@ -62,13 +54,15 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         routes=emit_routes(context),
         rules=emit_rules(context, rule_bank=rule_bank),
         external_tables=external_tables(context),
-        table=table,
-        mark_changes=changes,
-        transition=with_translation(meanwhile, changes) if meanwhile and changes else None,
+        table=tables.table,
+        mark_changes=tables.mark_changes,
+        zone_changes=tables.zone_changes,
+        transition=tables.transition,
+        holding=tables.holding,
         ingress=program,
         steering=emit_steering(context),
         refusals=refusals,
         backend=backend,
         backend_reason=reason,
-        notes=(*emit_notes(context), *steering_notes(context, refusals), *warnings),
+        notes=(*emit_notes(context), *steering_notes(context, refusals), *tables.notes),
     )

@@ -9,9 +9,11 @@ the order of the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from datapath.compiler.context import ROUTED, STEERED, Treatment
+from datapath.compiler.pool import Pool
+from datapath.compiler.zone_ids import allocate_zones
 from datapath.errors import CompileError, Problem
 from datapath.facts import Facts, IdFacts
 from datapath.plan.model import NetworkIds
@@ -43,39 +45,6 @@ def _index_of(table: int) -> int:
     if table <= TABLE_BASE or position >= _LISTS_OF_OURS:
         return -table
     return block * _LISTS_OF_OURS + position - _BASE_LIST
-
-
-@dataclass
-class Pool:
-    """Numbers of one kind: which are taken, and the lowest that is not."""
-
-    taken: set[int] = field(default_factory=set)
-    _next: int = 1
-
-    def claim(self, number: int) -> bool:
-        """Take this very number; False where somebody has it."""
-        if number in self.taken:
-            return False
-        self.taken.add(number)
-        return True
-
-    def take(self, wish: int, avoid: frozenset[int], limit: int) -> int:
-        """Take the wish if it is free, else the lowest free number from 1 up.
-
-        Args:
-            wish: 0 for none.
-            avoid: freed by this very change: connections may still carry them. Taken only if nothing else is left.
-            limit: the largest number there is; the result may be larger, which says that none is left.
-        """
-        if wish and wish not in avoid and self.claim(wish):
-            return wish
-        while self._next in self.taken or self._next in avoid:
-            self._next += 1
-        number = self._next
-        if number > limit:
-            number = min(avoid - self.taken, default=number)
-        self.taken.add(number)
-        return number
 
 
 @dataclass(frozen=True)
@@ -130,6 +99,7 @@ def allocate(
         slots,
         freed=frozenset(_index_of(ids.table) for ids in gone),
     )
+    zones = allocate_zones(policy, facts)
     _refuse_overflow(needs, marks, mask)
     return {
         need.network.name: NetworkIds(
@@ -137,6 +107,7 @@ def allocate(
             deposit(marks.get(need.network.name, 0), mask),
             _table(tables.get(need.network.name, 0)),
             slots.get(need.network.name, 0),
+            zones.get(need.network.name, 0),
         )
         for need in needs
     }

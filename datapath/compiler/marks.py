@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datapath.compiler.context import Context, NetworkContext
+from datapath.plan.model import ZoneChange
 from datapath.plan.nft import (
     IDS,
     TABLE_FAMILY,
@@ -35,10 +36,11 @@ _FOLLOW = "follow"
 _BITS_AT_ONCE = 4
 
 
-def ids_comment(context: NetworkContext) -> str:
-    """What `kernel/` reads back: `network=public fwmark=0x00010000 table=700001 slot=1`."""
+def ids_comment(context: NetworkContext, zone: int) -> str:
+    """What `kernel/` reads back: `network=public fwmark=0x00010000 table=700001 slot=1`, and ` zone=40001` if any."""
     ids = context.ids
-    return f"network={ids.name} fwmark={ids.fwmark:#010x} table={ids.table} slot={ids.slot}"
+    text = f"network={ids.name} fwmark={ids.fwmark:#010x} table={ids.table} slot={ids.slot}"
+    return f"{text} zone={zone}" if zone else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,28 @@ class Classification:
     counters: tuple[str, ...] = ()
 
 
-def emit_table(context: Context, classification: Classification, *, rule_bank: int) -> NftTable | None:
-    """The whole table, or None where no network needs an id."""
+def emit_table(
+    context: Context,
+    classification: Classification,
+    *,
+    rule_bank: int,
+    moving: tuple[ZoneChange, ...] = (),
+) -> NftTable | None:
+    """The table without its zones, or None where no network needs an id.
+
+    Args:
+        context: with the ids.
+        classification: what looks at packets as they enter.
+        rule_bank: of the ip rules.
+        moving: networks whose connections are still in another zone: their comments say so, for whoever comes next.
+    """
     remembered = [network for network in context.networks if any(_numbers(network))]
     # A network that is steered directly has nothing here but its slot, and the state remembers that.
     if not classification.chains and all(network.is_direct for network in remembered):
         return None
     marked = [network for network in remembered if network.is_marked]
     chains = [_about_chain(context, rule_bank), *classification.chains]
-    maps: list[NftMap] = [_ids_set(remembered), *classification.maps]
+    maps: list[NftMap] = [_ids_set(remembered, moving), *classification.maps]
     if marked:
         followers = [network for network in marked if network.network.track is Track.LAST]
         chains += _hook_chains(context.mask, follow=bool(followers))
@@ -83,9 +98,12 @@ def _about_chain(context: Context, rule_bank: int) -> NftChain:
     return NftChain(IDS, (header,))
 
 
-def _ids_set(networks: list[NetworkContext]) -> NftMap:
+def _ids_set(networks: list[NetworkContext], moving: tuple[ZoneChange, ...]) -> NftMap:
     """Elements, not rules: one more network is one more element, and thousands are listed in some milliseconds."""
-    elements = tuple(sorted((f"{n.ids.slot:#010x}", ids_comment(n)) for n in networks))
+    old = {change.name: change.old for change in moving}
+    elements = tuple(
+        sorted((f"{n.ids.slot:#010x}", ids_comment(n, old.get(n.name, n.ids.zone))) for n in networks)
+    )
     return NftMap(IDS, "mark", "", elements)
 
 

@@ -21,6 +21,7 @@ from datapath.reconcile.steps import (
     DeleteRule,
     ExtendSteering,
     ForgetConnections,
+    MoveConnections,
     NftTransaction,
     SetLinkUp,
     SetSysctl,
@@ -85,7 +86,7 @@ class Executor:
                 steering.extend(outward)
             case TrimSteering(outward, clsact):
                 steering.trim(outward, clsact=clsact)
-            case ForgetConnections() | TranslateConnections():
+            case ForgetConnections() | TranslateConnections() | MoveConnections():
                 _change_connections(step)
             case _:
                 assert_never(step)
@@ -116,14 +117,17 @@ class Executor:
             raise refused[0]
 
 
-def _change_connections(step: ForgetConnections | TranslateConnections) -> None:
+def _change_connections(step: ForgetConnections | TranslateConnections | MoveConnections) -> None:
     # Through pyroute2, 10 MB that a daemon need not hold for what it never does by itself.
-    from datapath.kernel import conntrack  # noqa: PLC0415
+    from datapath.kernel import conntrack, conntrack_zones  # noqa: PLC0415
 
-    if isinstance(step, ForgetConnections):
-        conntrack.forget(step.fwmark, step.fwmask)
-    else:
-        conntrack.translate(step.change)
+    match step:
+        case ForgetConnections():
+            conntrack.forget(step.fwmark, step.fwmask)
+        case TranslateConnections():
+            conntrack.translate(step.change)
+        case MoveConnections():
+            conntrack_zones.move(step.change)
 
 
 def _fib_change(step: FibStep) -> FibChange:

@@ -15,6 +15,7 @@ from datapath.facts import IdFacts
 
 _NETWORK = re.compile(
     r"network=(?P<name>\S+) fwmark=(?P<fwmark>0x[0-9a-f]+) table=(?P<table>\d+) slot=(?P<slot>\d+)"
+    r"(?: zone=(?P<zone>\d+))?"
 )
 _HEADER = re.compile(r"fwmark_mask=(?P<mask>0x[0-9a-f]+) rule_bank=(?P<bank>[01])")
 
@@ -42,6 +43,7 @@ def parse_ids(comments: Iterable[str]) -> LiveIds:
                     fwmark=int(network["fwmark"], 16),
                     table=int(network["table"]),
                     slot=int(network["slot"]),
+                    zone=int(network["zone"] or 0),
                 )
             )
     return LiveIds(tuple(ids), mask, bank)

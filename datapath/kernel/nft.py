@@ -66,8 +66,20 @@ def _base_chain(chain: dict[str, Any]) -> BaseChain | None:
 
 
 def _map(body: dict[str, Any]) -> ActualMap:
-    elements = dict(_element(element, body["type"]) for element in body.get("elem", []))
-    return ActualMap(body["type"], body.get("map", ""), elements, tuple(sorted(body.get("flags", []))))
+    key_type = _named_type(body["type"])
+    elements = dict(_element(element, key_type) for element in body.get("elem", []))
+    return ActualMap(
+        key_type, _named_type(body.get("map", "")), elements, tuple(sorted(body.get("flags", [])))
+    )
+
+
+def _named_type(kind: Any) -> str:
+    """A type, or what newer nft lists in its place: the expression that a map was declared with."""
+    if isinstance(kind, str):
+        return kind
+    expression: dict[str, dict[str, str]] = kind.get("typeof", kind)
+    key = next(iter(expression.values()), {}).get("key", "")
+    return {"iifname": "ifname", "zone": "integer"}.get(key, key)
 
 
 def _element(element: Any, key_type: str) -> tuple[str, str]:

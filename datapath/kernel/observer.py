@@ -12,6 +12,7 @@ from datapath.kernel.default_routes import default_devices
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Devices, Rtnl
+from datapath.kernel.zones_in_use import observe_zones
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
@@ -160,8 +161,14 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
         rule_bank=live.rule_bank,
         # A router's full table is not read for nothing; the word may stand elsewhere, which does no harm.
         default_devices=sight.default_devices() if any("direct" in text for text in texts) else {},
+        taken_zones=observe_zones() if any("isolate_clients" in text for text in _new(texts, state)) else {},
         forwarding=sysctl.forwarding(),
     )
+
+
+def _new(texts: tuple[str, ...], state: State) -> Iterable[str]:
+    """Policies that are not in force yet: these may claim something."""
+    return (text for text in texts if text != state.policy)
 
 
 def _foreign_marks(desired: Plan, comments: list[str]) -> tuple[ForeignMark, ...]:

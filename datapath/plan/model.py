@@ -23,12 +23,15 @@ class NetworkIds:
         fwmark: bits inside the policy's mask; 0 where the network needs none.
         table: routing table; 0 where it needs none.
         slot: index of its counters and prefixes in the eBPF maps; 0 where no packet is looked at.
+        zone: of connection tracking, for the original direction; 0, which is everybody's, where clients are not
+            isolated.
     """
 
     name: str
     fwmark: int = 0
     table: int = 0
     slot: int = 0
+    zone: int = 0
 
 
 class Backend(enum.StrEnum):
@@ -53,6 +56,23 @@ class MarkChange:
     old_mask: int
     new: int
     new_mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneChange:
+    """A network that stays and whose connections move to another zone.
+
+    Attributes:
+        device: that its requests enter by.
+        fwmark: of its connections, under `mask`, when they are moved.
+    """
+
+    name: str
+    device: str
+    fwmark: int
+    mask: int
+    old: int
+    new: int
 
 
 class NoteLevel(enum.StrEnum):
@@ -87,7 +107,9 @@ class Plan:
         ingress: what is looked at as packets enter, whichever backend does it.
         mark_changes: networks whose connections are to be carried over from another mark; nothing on a node
             that is as the plan says.
-        transition: the table during that change, None where no mark changes.
+        zone_changes: networks whose connections are to be carried over from another zone, likewise.
+        transition: the table during such a change, with the old zones; None where no mark and no zone changes.
+        holding: the table while connections move between zones: requests of their networks wait.
         steering: what sends answers to their network as they leave (`steering: direct`).
         refusals: what this host, as it is now, cannot serve of the policy. A person's apply refuses; the daemon
             serves the rest and waits for the host to change.
@@ -105,7 +127,9 @@ class Plan:
     table: NftTable | None = None
     ingress: IngressProgram = field(default_factory=lambda: IngressProgram(0))
     mark_changes: tuple[MarkChange, ...] = ()
+    zone_changes: tuple[ZoneChange, ...] = ()
     transition: NftTable | None = None
+    holding: NftTable | None = None
     steering: SteeringProgram = field(default_factory=SteeringProgram)
     refusals: tuple[Problem, ...] = ()
     backend: Backend = Backend.NONE
@@ -130,7 +154,7 @@ class Plan:
     @property
     def settled(self) -> Plan:
         """The plan once its change is over."""
-        return dataclasses.replace(self, mark_changes=(), transition=None)
+        return dataclasses.replace(self, mark_changes=(), zone_changes=(), transition=None, holding=None)
 
     @property
     def is_empty(self) -> bool:

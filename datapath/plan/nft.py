@@ -22,6 +22,8 @@ TABLE_NAME = "datapath"
 CLASSIFY_CHAIN = "classify"
 #: A chain that nothing enters and a set that nothing looks up: a restarted process finds the ids there.
 IDS = "ids"
+#: The chain that sets connection-tracking zones, and the map that says which.
+ZONES = "zones"
 _COMMENT_TEXT = re.compile(r"[A-Za-z0-9 _.,:;=/()\[\]<>+*-]*\Z")
 _DIGEST_MARK = " #"
 _DIGEST_LENGTH = 8
@@ -32,6 +34,7 @@ class ChainType(enum.StrEnum):
 
     FILTER = "filter"
     ROUTE = "route"
+    NAT = "nat"
 
 
 class Hook(enum.StrEnum):
@@ -110,6 +113,8 @@ class NftMap:
         elements: sorted pairs of key text and value text, both as nft lists them. The value of a set's element
             is its comment, or empty.
         flags: for example `interval`, sorted.
+        typeof: how it is declared where types have no name: expressions, as in `iifname : ct zone`. The types are then
+            as nft lists them.
     """
 
     name: str
@@ -117,6 +122,7 @@ class NftMap:
     value_type: str
     elements: tuple[tuple[str, str], ...]
     flags: tuple[str, ...] = ()
+    typeof: str = ""
 
     @property
     def noun(self) -> str:
@@ -125,6 +131,7 @@ class NftMap:
 
     def render_type(self) -> str:
         kind = f"type {self.key_type} : {self.value_type};" if self.value_type else f"type {self.key_type};"
+        kind = f"typeof {self.typeof};" if self.typeof else kind
         return f"{kind} flags {', '.join(self.flags)};" if self.flags else kind
 
     def render_element(self, key: str, value: str) -> str:

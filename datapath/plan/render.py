@@ -102,7 +102,8 @@ def plan_digest(plan: Plan) -> str:
 
 def _render_ids(ids: NetworkIds) -> str:
     mark = f"{ids.fwmark:#010x}" if ids.fwmark else "none"
-    return f"network {ids.name} fwmark {mark} table {ids.table or 'none'} slot {ids.slot or 'none'}"
+    zone = f" zone {ids.zone}" if ids.zone else ""
+    return f"network {ids.name} fwmark {mark} table {ids.table or 'none'} slot {ids.slot or 'none'}{zone}"
 
 
 def _render_ingress(network: IngressNetwork) -> Iterator[str]:

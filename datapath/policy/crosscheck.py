@@ -12,6 +12,7 @@ from datapath.policy import (
     check_addresses,
     check_devices,
     check_ids,
+    check_isolation,
     check_references,
     check_routes,
     check_steering,
@@ -39,6 +40,8 @@ CHECKS: tuple[Callable[[Readable], Iterable[Problem]], ...] = (
     check_references.probes,
     check_routes.external,
     check_steering.direct,
+    check_isolation.isolation,
+    check_isolation.shared_vips,
     unsupported,
 )
 

@@ -37,6 +37,9 @@ RESERVED_TABLES = {0: "unspecified", 253: "default", 254: "main", 255: "local"}
 
 TABLE_MAX = 0xFFFF_FFFF
 
+#: Connection-tracking zones are 16 bits wide.
+ZONE_MAX = 0xFFFF
+
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 _IFNAME_REFUSED = re.compile(r"[^\x21-\x7e]|[/:\"*$@{}#;\\]")
 
@@ -99,6 +102,16 @@ def check_table(table: int) -> int:
     if not 0 < table <= TABLE_MAX:
         raise RefusedError(f"table {table} is out of range", f"use 1 to {TABLE_MAX}, or leave `table` out")
     return table
+
+
+def check_zone(zone: int) -> int:
+    """A connection-tracking zone that may be a network's own."""
+    if 0 < zone <= ZONE_MAX:
+        return zone
+    raise RefusedError(
+        f"zone {zone} is out of range" if zone else "zone 0 is everybody's",
+        f"use 1 to {ZONE_MAX}, or leave `zone` out: one is chosen",
+    )
 
 
 def check_port(port: int) -> int:
@@ -172,6 +185,11 @@ Table = Annotated[
     WithJsonSchema(
         {"type": "integer", "minimum": 1, "maximum": TABLE_MAX, "not": {"enum": sorted(RESERVED_TABLES)[1:]}}
     ),
+]
+Zone = Annotated[
+    Integer,
+    AfterValidator(check_zone),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": ZONE_MAX}),
 ]
 Address = Annotated[
     IpAddress, PlainValidator(parse_address), PlainSerializer(str), _schema("IPv4 or IPv6 address")

@@ -28,6 +28,7 @@ from datapath.policy.fields import (
     Table,
     Tpid,
     Vip,
+    Zone,
 )
 from datapath.policy.marks import PROFILES, REFUSED_PROFILES, MarkProfile
 from datapath.policy.probe import PROBES_MAX, Probe
@@ -253,7 +254,11 @@ class Network(PolicyModel):
     isolate_clients: StrictBool = Field(
         default=False,
         description="Track this network's connections apart: the same client address may come "
-        "from two networks.",
+        "from two networks, and the same VIP may be served on both.",
+    )
+    zone: Zone | None = Field(
+        default=None,
+        description="Connection-tracking zone of an isolated network. Default: one is chosen and kept.",
     )
     strict_arp: StrictBool = Field(
         default=False,

@@ -42,7 +42,6 @@ class Unsupported:
 
 UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported("vrf", "VRFs", "remove `vrf`", in_network=True),
-    Unsupported("isolate_clients", "isolating clients", "remove `isolate_clients`", True, in_network=True),
     Unsupported("egress", "egress", "remove `egress`"),
 )
 

@@ -35,6 +35,7 @@ from datapath.reconcile.steps import (
     DeleteRule,
     ExtendSteering,
     ForgetConnections,
+    MoveConnections,
     NftTransaction,
     SetLinkUp,
     Step,
@@ -138,9 +139,14 @@ def _end_of_transition(desired: Plan) -> Iterator[Step]:
         return
     for change in desired.mark_changes:
         yield TranslateConnections(change)
-    yield NftTransaction(
-        diff_table(as_actual(desired.transition), desired.table, spec=TABLE_SPEC), follows=True
-    )
+    last = desired.transition
+    if desired.holding is not None:
+        # Requests wait while their connections move: one that came first would open a new connection, for good.
+        yield NftTransaction(diff_table(as_actual(last), desired.holding, spec=TABLE_SPEC), follows=True)
+        for move in desired.zone_changes:
+            yield MoveConnections(move)
+        last = desired.holding
+    yield NftTransaction(diff_table(as_actual(last), desired.table, spec=TABLE_SPEC), follows=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datapath.plan.ingress import IngressProgram
-from datapath.plan.model import MarkChange
+from datapath.plan.model import MarkChange, ZoneChange
 from datapath.plan.rtnl import FibRule, Route, VlanLink
 from datapath.plan.steering import SteeringProgram
 
@@ -188,6 +188,17 @@ class TranslateConnections:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class MoveConnections:
+    """Put the connection-tracking entries of a network into another zone."""
+
+    change: ZoneChange
+
+    def describe(self) -> str:
+        change = self.change
+        return f"move connections of {change.name} from conntrack zone {change.old} to {change.new}"
+
+
 Step = (
     SetSysctl
     | AddLink
@@ -203,6 +214,7 @@ Step = (
     | TrimSteering
     | ForgetConnections
     | TranslateConnections
+    | MoveConnections
 )
 
 _KINDS: dict[type[Step], str] = {

@@ -372,10 +372,14 @@ class Lab:
                 if self._vlan == "veth"
                 else f"vlan: {{parent: eth0, id: {n.vlan_id}}}"
             )
-            vips = ", ".join(f'"{p}"' for p in n.prefixes.values())
+            vips, on_link = (
+                ", ".join(f'"{p}"' for p in prefixes.values()) for prefixes in (n.vip_prefixes, n.prefixes)
+            )
             text += (
                 f"  - name: {n.name}\n    {place}\n    vips: [{vips}]\n"
-                f'    gateway: ["{n.gateway.v4}", "{n.gateway.v6}"]\n{network_extra}'
+                f'    gateway: ["{n.gateway.v4}", "{n.gateway.v6}"]\n'
+                + (f"    on_link: [{on_link}]\n" if vips != on_link else "")
+                + network_extra
             )
         return text + extra
 

@@ -86,10 +86,12 @@ class Network:
     @property
     def prefixes(self) -> dict[int, str]:
         """The on-link prefixes, by family."""
-        return {
-            4: str(self.gateway.v4).rsplit(".", 1)[0] + ".0/24",
-            6: str(self.gateway.v6).rsplit(":", 1)[0] + ":/64",
-        }
+        return _prefixes(self.gateway)
+
+    @property
+    def vip_prefixes(self) -> dict[int, str]:
+        """The VIPs' prefixes, by family: those of another network where it has the same ones."""
+        return _prefixes(self.vips[Backend.HOST_VIP])
 
     def role(self, base: str) -> str:
         """Return the namespace role (``client``, ``client_vlan``, ``client_overlap``, ``router``) of this network."""
@@ -103,6 +105,13 @@ class Network:
             self.role("client_vlan"): self.client_vlan,
             self.role("client_overlap"): self.client_overlap,
         }
+
+
+def _prefixes(address: Pair) -> dict[int, str]:
+    return {
+        4: str(address.v4).rsplit(".", 1)[0] + ".0/24",
+        6: str(address.v6).rsplit(":", 1)[0] + ":/64",
+    }
 
 
 def network(index: int = 0, *, same_clients: bool = False, same_vips: bool = False) -> Network:

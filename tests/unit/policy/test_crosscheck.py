@@ -221,7 +221,6 @@ def test_rule_priorities(priority: int) -> None:
 #: A policy that uses each feature of the table, so that no entry is there in vain.
 USES: dict[tuple[str, bool], tuple[dict[str, Any], dict[str, Any]]] = {
     ("vrf", True): ({"vrf": {"name": "red", "table": 7}}, {}),
-    ("isolate_clients", True): ({"isolate_clients": True}, {}),
     ("egress", False): ({}, {"egress": [{"network": "n0", "sources": ["10.0.0.0/8"]}]}),
 }
 

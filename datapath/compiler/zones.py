@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`isolate_clients`: connections are tracked in a zone of their network, so equal clients of two networks differ.
+
+Only the original direction has the zone. An answer is found in zone 0, where it comes from a pod or a socket that
+knows no zones; where two answers would look the same, NAT gives the newer connection another source port.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+
+from datapath.compiler.context import Context
+from datapath.plan.model import Note, NoteLevel, ZoneChange
+from datapath.plan.nft import ZONES, BaseChain, ChainType, Hook, NftChain, NftMap, NftRule, NftTable
+
+#: Before the reassembly of fragments (-400), which keeps those of equal clients apart by the zone, too.
+PRIORITY = -450
+#: With everybody's source NAT: who gets there first does not matter, as nothing is decided there.
+NAT_PRIORITY = 100
+_CLASHES = "clashes"
+_ORIGIN = "networks[*].isolate_clients"
+
+
+def zones_now(context: Context) -> dict[str, int]:
+    """Zones by device, as they are to be."""
+    return {network.device: network.ids.zone for network in context.networks if network.ids.zone}
+
+
+def zone_changes(context: Context) -> tuple[ZoneChange, ...]:
+    """Networks that are served already, and whose connections are in another zone than they are to be."""
+    known = {ids.name: ids for ids in context.facts.ids if ids.fwmark}
+    return tuple(
+        ZoneChange(
+            network.name,
+            network.device,
+            network.ids.fwmark,
+            context.mask,
+            known[network.name].zone,
+            network.ids.zone,
+        )
+        for network in sorted(context.networks, key=lambda network: network.name)
+        if network.is_marked and network.name in known and known[network.name].zone != network.ids.zone
+    )
+
+
+def zones_before(context: Context, changes: Iterable[ZoneChange]) -> dict[str, int]:
+    """Zones by device until connections move: a network that is not served yet has its own from the start."""
+    zones = zones_now(context) | {change.device: change.old for change in changes}
+    return {device: zone for device, zone in zones.items() if zone}
+
+
+def with_zones(table: NftTable, zones: Mapping[str, int], held: Iterable[str] = ()) -> NftTable:
+    """The table with what sets the zones; the same table where there are none.
+
+    Args:
+        table: without zones.
+        zones: by device.
+        held: devices whose packets are dropped, because their connections are being moved.
+    """
+    if not zones and not held:
+        return table
+    elements = tuple(sorted((f'"{device}"', str(zone)) for device, zone in zones.items()))
+    return dataclasses.replace(
+        table,
+        chains=tuple(sorted((*table.chains, *_chains(sorted(held))), key=lambda chain: chain.name)),
+        maps=tuple(
+            sorted(
+                (*table.maps, NftMap(ZONES, "ifname", "integer", elements, typeof="iifname : ct zone")),
+                key=lambda item: item.name,
+            )
+        ),
+    )
+
+
+def _chains(held: list[str]) -> Iterator[NftChain]:
+    names = ", ".join(f'"{device}"' for device in held)
+    rules = [NftRule(f"iifname {{ {names} }} drop", f"{_ORIGIN} while connections move")] if held else []
+    rules.append(
+        NftRule(f"ct original zone set iifname map @{ZONES}", f"{_ORIGIN} by the device they enter on")
+    )
+    yield NftChain(ZONES, tuple(rules), BaseChain(ChainType.FILTER, Hook.PREROUTING, PRIORITY))
+    # Only where some chain of type nat is does the kernel look for a free port for connections that nobody translates.
+    yield NftChain(
+        _CLASHES,
+        (NftRule("continue", f"{_ORIGIN} another source port where answers would clash"),),
+        BaseChain(ChainType.NAT, Hook.INPUT, NAT_PRIORITY),
+    )
+
+
+def zone_notes(context: Context, changes: Iterable[ZoneChange]) -> Iterator[Note]:
+    """What a reviewer should know."""
+    origins = {network.name: network.origin for network in context.networks}
+    for change in changes:
+        yield Note(
+            NoteLevel.WARNING,
+            f"{origins[change.name]}.isolate_clients",
+            f"connections move from conntrack zone {change.old} to {change.new}; meanwhile, some milliseconds (10 s for"
+            " a million of them), requests that enter by"
+            f" {change.device} are dropped and must be sent again",
+        )
