@@ -69,6 +69,7 @@ class Facts(_Frozen):
         ebpf_refused: why this host cannot load the eBPF program; empty where it can, or nobody asked.
         default_devices: that main's default routes leave by, by family; only looked at for `steering: direct`.
         taken_zones: connection-tracking zones that others use, with who does; only looked at for `isolate_clients`.
+        flowtables: of others: family, table and name.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
     """
 
@@ -82,6 +83,7 @@ class Facts(_Frozen):
     ebpf_refused: str = ""
     default_devices: dict[int, tuple[str, ...]] = {}
     taken_zones: dict[int, str] = {}
+    flowtables: tuple[str, ...] = ()
     forwarding: dict[int, bool] = {4: True, 6: True}
 
     def dump(self) -> str:

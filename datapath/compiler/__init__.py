@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from datapath.compiler.backend import choose_backend
 from datapath.compiler.context import Context, NetworkContext, treat
+from datapath.compiler.flowtables import flowtable_notes
 from datapath.compiler.host import emit_links, emit_rp_filter_exempt, emit_sysctls
 from datapath.compiler.ids import allocate
 from datapath.compiler.ingress import emit_ingress
@@ -64,5 +65,10 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         refusals=refusals,
         backend=backend,
         backend_reason=reason,
-        notes=(*emit_notes(context), *steering_notes(context, refusals), *tables.notes),
+        notes=(
+            *emit_notes(context),
+            *flowtable_notes(context),
+            *steering_notes(context, refusals),
+            *tables.notes,
+        ),
     )

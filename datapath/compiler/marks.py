@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datapath.compiler.context import Context, NetworkContext
+from datapath.compiler.flowtables import emit_swap
 from datapath.plan.model import ZoneChange
 from datapath.plan.nft import (
+    FULL,
     IDS,
     TABLE_FAMILY,
     TABLE_NAME,
@@ -30,7 +32,6 @@ from datapath.policy.model import Track
 #: After conntrack (-200), before destination NAT (-100); -150 would tie with Calico and OVN-Kubernetes,
 #: where the order of registration decides.
 PRIORITY = -140
-FULL = 0xFFFFFFFF
 _FOLLOW = "follow"
 #: After so many bits a chain looks whether any are left.
 _BITS_AT_ONCE = 4
@@ -78,6 +79,7 @@ def emit_table(
         followers = [network for network in marked if network.network.track is Track.LAST]
         chains += _hook_chains(context.mask, follow=bool(followers))
         chains += _copy_chains(context.mask)
+        chains += emit_swap(context, marked)
         chains += [_follow_chain(network, context.mask) for network in followers]
         maps += _follow_map(followers)
     return NftTable(

@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 
 from datapath.compiler.context import Context
-from datapath.compiler.marks import FULL
 from datapath.plan.model import MarkChange, Note, NoteLevel
-from datapath.plan.nft import NftChain, NftMap, NftRule, NftTable
+from datapath.plan.nft import FULL, NftChain, NftMap, NftRule, NftTable
 
 
 def mark_changes(context: Context) -> tuple[tuple[MarkChange, ...], tuple[Note, ...]]:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 from datapath.facts import Facts, LinkFacts
 from datapath.kernel import ingress, nft, steering, sysctl
 from datapath.kernel.default_routes import default_devices
+from datapath.kernel.flowtables import foreign_flowtables
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Devices, Rtnl
@@ -48,6 +49,7 @@ _TOLD_BY: Final[Mapping[str, frozenset[str]]] = {
     "link": frozenset({"links", "facts", "routes", "sysctls", "ingress", "steering", "defaults"}),
     "address": frozenset({"facts", "routes"}),
     "tc": frozenset({"ingress", "steering"}),
+    "flowtable": frozenset({"flowtables"}),
     "sysctl": frozenset({"sysctls"}),
 }
 
@@ -123,6 +125,9 @@ class Sight:
     def default_devices(self) -> dict[int, tuple[str, ...]]:
         return self._read("defaults", default_devices)
 
+    def flowtables(self) -> tuple[str, ...]:
+        return self._read("flowtables", foreign_flowtables)
+
     def _read(self, part: str, read: Callable[[], _Part]) -> _Part:
         return self._read_for(part, None, read)
 
@@ -162,6 +167,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
         # A router's full table is not read for nothing; the word may stand elsewhere, which does no harm.
         default_devices=sight.default_devices() if any("direct" in text for text in texts) else {},
         taken_zones=observe_zones() if any("isolate_clients" in text for text in _new(texts, state)) else {},
+        flowtables=sight.flowtables(),
         forwarding=sysctl.forwarding(),
     )
 

@@ -70,6 +70,10 @@ _NFT_MESSAGES: Final = {
     20: "counter deleted",
 }
 _NEWGEN: Final = 15
+#: NFT_MSG_NEWFLOWTABLE and NFT_MSG_DELFLOWTABLE, and the two bytes of such a message's type.
+_FLOWTABLE: Final = {22: "flowtable added", 24: "flowtable deleted"}
+_NFNL_SUBSYS_NFTABLES: Final = 10
+_FLOWTABLE_TYPES: Final = tuple(struct.pack("=H", _NFNL_SUBSYS_NFTABLES << 8 | kind) for kind in _FLOWTABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Event:
     """Something happened that may concern us.
 
     Attributes:
-        kind: what sort of object: nft, route, rule, link, address, tc, sysctl, or `lost` where the kernel
+        kind: what sort of object: nft, flowtable, route, rule, link, address, tc, sysctl, or `lost` where the kernel
             had more to say than the socket could hold.
         what: for people.
         by: process and pid, empty where nobody can tell (the kernel itself, a process that is gone).
@@ -179,12 +183,13 @@ class RouteWatch:
 
 
 class NftWatch:
-    """Changes of our nftables table, by others."""
+    """Changes of our nftables table by others, and flowtables that come and go."""
 
     def __init__(self) -> None:
         self._socket = _multicast(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
         self._name = TABLE_NAME.encode() + b"\0"
         self._seen = ""
+        self._flowtables = ""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -197,22 +202,30 @@ class NftWatch:
         events: list[Event] = []
         for data in _datagrams(self._socket, events):
             # kube-proxy writes thousands of elements into its own table: one search instead of a parser.
-            if not self._seen and self._name not in data and data[4] != _NEWGEN:
+            if not (self._seen or self._flowtables or data[4] == _NEWGEN or self._may_concern(data)):
                 continue
             for kind, _, message in _messages(data):
                 if kind & 0xFF == _NEWGEN:
                     events += self._end_of_transaction(message)
+                elif kind & 0xFF in _FLOWTABLE:
+                    self._flowtables = _FLOWTABLE[kind & 0xFF]
                 elif _attribute(message, 4, 1) == self._name:
                     self._seen = _NFT_MESSAGES.get(kind & 0xFF, "table changed")
         return events
 
+    def _may_concern(self, data: bytes) -> bool:
+        return self._name in data or any(kind in data for kind in _FLOWTABLE_TYPES)
+
     def _end_of_transaction(self, message: memoryview) -> Iterator[Event]:
-        what, self._seen = self._seen, ""
+        told = {"nft": self._seen, "flowtable": self._flowtables}
+        self._seen = self._flowtables = ""
         pid_bytes, name = _attribute(message, 4, 2), _attribute(message, 4, 3)  # NFTA_GEN_PROC_PID, _NAME
         pid = struct.unpack("!I", pid_bytes)[0] if pid_bytes else 0
-        if what and pid != os.getpid():
-            comm = text(name) if name else ""
-            yield Event("nft", what, f"{comm or 'process'}[{pid}]" if pid else comm, time.monotonic())
+        comm = text(name) if name else ""
+        by = f"{comm or 'process'}[{pid}]" if pid else comm
+        for kind, what in told.items():
+            if what and pid != os.getpid():
+                yield Event(kind, what, by, time.monotonic())
 
 
 def process_name(port: int) -> str:

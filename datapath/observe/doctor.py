@@ -16,6 +16,7 @@ from datapath.in_force import parse_in_force
 from datapath.kernel.guardian import boot_clock_s
 from datapath.kernel.host import HostView, observe_host
 from datapath.kernel.observer import observe, observe_facts
+from datapath.kernel.rtnl import Rtnl
 from datapath.observe.doctor_host import check_host
 from datapath.observe.doctor_policy import PolicyView, check_marks_without_policy, check_policy
 from datapath.observe.findings import Finding, Report, fail, ok
@@ -76,6 +77,10 @@ def _view(state: State, loaded: LoadedPolicy | None, host: HostView) -> PolicyVi
     except CompileError as error:
         raise loaded.source.error(error.problems) from error
     actual = dataclasses.replace(observe(plan, state), foreign_marks=host.marks)
+    if plan.external_tables:
+        with Rtnl() as rtnl:
+            external = rtnl.foreign_routes(plan.external_tables)
+        actual = dataclasses.replace(actual, foreign_tables={**actual.foreign_tables, **external})
     changes = reconcile(actual, plan, state.record)
     return PolicyView(
         loaded.policy, plan, actual, state, changes.steps if is_in_force else (), changes.waiting, is_in_force

@@ -52,6 +52,7 @@ def check_policy(host: HostView, view: PolicyView, now_s: float) -> Iterator[Fin
     yield from _marks(host, view)
     yield from _others(view)
     yield from _forwarding(host, view)
+    yield from _external_tables(view)
     if view.is_in_force:
         yield from _rp_filter(host, view)
         yield from _arp(host, view)
@@ -144,6 +145,22 @@ def _forwarding(host: HostView, view: PolicyView) -> Iterator[Finding]:
         )
     if not off:
         yield ok("forwarding", f"on for {', '.join(f'IPv{family}' for family in sorted(families))}")
+
+
+def _external_tables(view: PolicyView) -> Iterator[Finding]:
+    """An empty one is no fault of ours, and yet nobody behind a router is answered."""
+    names = {ids.table: ids.name for ids in view.plan.ids}
+    for table in view.plan.external_tables:
+        example = view.actual.foreign_tables.get(table)
+        if example is None:
+            yield warn(
+                "routes",
+                f"nobody has put a route into table {table} of network {names[table]} (`routes: external`)",
+                "answers to clients that are no neighbours are refused until somebody does",
+                f"look at the routing daemon: is its session up, and does it install what it learns in table {table}?",
+            )
+        else:
+            yield ok("routes", f"table {table} of network {names[table]} has routes of others: {example}")
 
 
 def _effective(host: HostView, device: str, name: str) -> int:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 #: Longest comment that the kernel and nft accept (NFTNL_UDATA_COMMENT_MAXLEN, 128 with the final NUL).
 COMMENT_MAX = 127
+#: All bits of a mark.
+FULL = 0xFFFFFFFF
 #: Our table. What is in it is ours; nothing else is.
 TABLE_FAMILY = "inet"
 TABLE_NAME = "datapath"
@@ -42,7 +44,9 @@ class Hook(enum.StrEnum):
 
     PREROUTING = "prerouting"
     INPUT = "input"
+    FORWARD = "forward"
     OUTPUT = "output"
+    POSTROUTING = "postrouting"
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class Healer:
         """Events of these kinds came (`*` for whatever): what was read about them is out of date."""
         kinds = set(kinds)
         self._sight.forget(kinds)
-        if kinds - {"nft", "rule", "route", "address", "sysctl"}:
+        if kinds - {"nft", "flowtable", "rule", "route", "address", "sysctl"}:
             self._program_may_differ = True
 
     def programs_changed(self) -> bool:

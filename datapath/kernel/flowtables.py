@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flowtables of others: what carries established flows past everybody's chains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import nftables
+
+from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
+
+#: One of these is there as soon as any flowtable is: the module's folder, or its counters where it is built in.
+_TRACES: Final = (Path("/sys/module/nf_flow_table"), Path("/proc/thread-self/net/stat/nf_flowtable"))
+
+
+def foreign_flowtables() -> tuple[str, ...]:
+    """Family, table and name of each, sorted. A kernel that never had one is asked nothing."""
+    if not any(path.exists() for path in _TRACES):
+        return ()
+    nft = nftables.Nftables()
+    nft.set_json_output(True)
+    status, output, _ = nft.cmd("list flowtables")
+    if status != 0 or not output:
+        return ()
+    found = [item["flowtable"] for item in json.loads(output)["nftables"] if "flowtable" in item]
+    return tuple(
+        sorted(
+            f"{table['family']} {table['table']} {table['name']}"
+            for table in found
+            if (table["family"], table["table"]) != (TABLE_FAMILY, TABLE_NAME)
+        )
+    )

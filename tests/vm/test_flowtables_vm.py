@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A flowtable of others carries established flows past the hooks: they must leave by their VLAN all the same."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from datapath.kernel import ingress
+from datapath.kernel.watch import NftWatch
+from datapath.plan.ingress import Verdict
+from tests.bpf.conftest import inside
+from tests.vm.conftest import Ground
+from tests.vm.paths import hardware_address
+from tools.lab import Backend
+from tools.lab.netns import Namespace
+from tools.lab.topology import FAMILIES, IpAddress
+from tools.lab.traffic import ask_line, connect, datagrams
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.root,
+    pytest.mark.bpf,
+    pytest.mark.kernel_feature("nf_flow_table"),
+]
+
+#: Which packets may add a flow: the other direction's route is looked up by that packet.
+HOOKED = {"any": "", "request": "ct direction original", "reply": "ct direction reply"}
+BACKENDS = (Backend.LOCAL_POD, Backend.REMOTE_POD)
+TURNS = 5
+
+FOREIGN = """
+table inet firewall {{
+  flowtable fast {{
+    hook ingress priority 0
+    devices = {{ {devices} }}
+  }}
+  chain forward {{
+    type filter hook forward priority 0; policy accept;
+    {match} ct state established flow add @fast
+  }}
+}}
+"""
+
+
+class Flow:
+    """One connection from the client, asked again and again."""
+
+    def __init__(self, ground: Ground, kind: str, target: IpAddress) -> None:
+        open_ = connect if kind == "tcp" else datagrams
+        self.kind, self.target = kind, target
+        self.sock: socket.socket = open_(ground.lab, "client", target, seconds=20)
+
+    def ask(self) -> None:
+        """One request and its answer.
+
+        Raises:
+            OSError: no answer.
+        """
+        if self.kind == "tcp":
+            assert '"source"' in ask_line(self.sock, "who")
+        else:
+            self.sock.send(b"who")
+            assert b'"source"' in self.sock.recv(4096)
+
+
+@pytest.fixture(scope="module")
+def served(ground: Ground) -> Iterator[Ground]:
+    ground.apply(ground.public())
+    ground.lab.announce(ground.lab.networks[0])
+    yield ground
+    ground.apply()
+
+
+@pytest.fixture
+def flowtable(served: Ground) -> Iterator[Callable[[str], None]]:
+    """Load the foreign flowtable for some packets, and apply again, as the daemon does when it hears of it."""
+    node = served.lab.node
+
+    def load(match: str) -> None:
+        (network,) = served.lab.networks
+        devices = f"eth0, {network.device}, to-pod_a, to-pod_b"
+        node.nft(FOREIGN.format(devices=devices, match=match))
+        served.apply(served.public())
+
+    yield load
+    node.run("nft", "delete", "table", "inet", "firewall")
+    served.apply(served.public())
+    assert "chain swap" not in node.run("nft", "list", "table", "inet", "datapath")
+
+
+def conversations(ground: Ground) -> list[str]:
+    """Ask by every kind of flow; what went wrong."""
+    (network,) = ground.lab.networks
+    wrong = []
+    for backend in BACKENDS:
+        for family in FAMILIES:
+            for kind in ("tcp", "udp"):
+                flow = Flow(ground, kind, network.vips[backend].get(family))
+                name = f"{kind} {backend} {flow.target}"
+                with flow.sock:
+                    try:
+                        for _ in range(TURNS):
+                            flow.ask()
+                    except OSError as error:
+                        wrong.append(f"{name}: {error!r}")
+                    if not offloaded(ground.lab.node, flow):
+                        wrong.append(f"{name}: not taken over by the flowtable")
+    return wrong
+
+
+def offloaded(node: Namespace, flow: Flow) -> bool:
+    version = "ipv4" if flow.target.version == 4 else "ipv6"
+    port = str(flow.sock.getsockname()[1])
+    listed = node.run(
+        "conntrack",
+        "-L",
+        "-f",
+        version,
+        "-p",
+        flow.kind,
+        "--orig-dst",
+        str(flow.target),
+        "--orig-port-src",
+        port,
+    )
+    return "OFFLOAD" in listed
+
+
+def ways(ground: Ground) -> set[str]:
+    """Whom the node sent answers to on the VLAN, by hardware address."""
+    (network,) = ground.lab.networks
+    vips = {str(a) for pair in network.vips.values() for a in pair}
+    return {seen.mac for seen in ground.lab.by_vlan[network.name].read() if seen.source in vips}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("who", HOOKED)
+def test_established_flows_leave_by_the_vlan(
+    served: Ground, flowtable: Callable[[str], None], who: str
+) -> None:
+    flowtable(HOOKED[who])
+    served.lab.reset_counters()
+    assert conversations(served) == []
+    assert ways(served) == {hardware_address(served.lab["router"], "br-vlan").hex(":")}
+    assert served.lab.by_gateway.wrong_way() == 0
+
+
+def test_a_flowtable_is_heard_of(served: Ground) -> None:
+    """As the daemon does; tables of others are passed over as ever."""
+    node = served.lab.node
+    watch = node.call(NftWatch)
+    try:
+        node.nft("add table inet other; add set inet other s { type ipv4_addr; elements = { 192.0.2.1 }; }")
+        node.nft("delete table inet other")
+        assert watch.read() == []
+        node.nft(FOREIGN.format(devices="eth0", match=""))
+        node.run("nft", "delete", "table", "inet", "firewall")
+        heard = watch.read()
+    finally:
+        watch.close()
+    assert [(event.kind, event.what) for event in heard] == [
+        ("flowtable", "flowtable added"),
+        ("flowtable", "flowtable deleted"),
+    ]
+    assert all(event.by.startswith("nft[") for event in heard)
+
+
+def seen_by_the_program(ground: Ground) -> int:
+    (network,) = ground.lab.networks
+    with inside(ground.lab.node.name):
+        return ingress.read_counters()[ground.slots[network.name]][Verdict.PASS].packets
+
+
+@pytest.mark.timeout(600)
+def test_sources_are_checked_before_the_flowtable(served: Ground, flowtable: Callable[[str], None]) -> None:
+    """The program sees packets that the flowtable carries, and what the policy denies stops at once."""
+    (network,) = served.lab.networks
+    flowtable("")
+    flow = Flow(served, "udp", network.vips[Backend.LOCAL_POD].v4)
+    with flow.sock:
+        flow.ask()
+        flow.ask()
+        assert offloaded(served.lab.node, flow)
+        before = seen_by_the_program(served)
+        for _ in range(TURNS):
+            flow.ask()
+        assert seen_by_the_program(served) - before == TURNS
+        served.apply(f"{served.public()}    reverse_path: {{deny: [{network.client.v4}]}}\n")
+        flow.sock.settimeout(2)
+        with pytest.raises(TimeoutError):
+            flow.ask()
+        served.apply(served.public())
+        flow.sock.settimeout(20)
+        flow.ask()
+
+
+@pytest.mark.timeout(600)
+def test_a_flow_follows_a_new_gateway(served: Ground, flowtable: Callable[[str], None]) -> None:
+    """The kernel looks a flow's routes up again when routes have changed; nothing has to be flushed."""
+    (network,) = served.lab.networks
+    other = served.lab["client_vlan"]
+    # The client on the VLAN becomes a router, too: it sends what it gets on to the first one.
+    other.sysctl(
+        {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1, "net/ipv4/conf/all/send_redirects": 0}
+    )
+    flowtable("")
+    flows = [
+        Flow(served, kind, network.vips[Backend.LOCAL_POD].get(family))
+        for kind in ("tcp", "udp")
+        for family in FAMILIES
+    ]
+    try:
+        for flow in flows:
+            for _ in range(TURNS):
+                flow.ask()
+        assert [offloaded(served.lab.node, flow) for flow in flows] == [True] * len(flows)
+        policy = served.public()
+        for old, new in zip(network.gateway, network.client_vlan, strict=True):
+            policy = policy.replace(f'"{old}"', f'"{new}"')
+        served.apply(policy)
+        served.lab.reset_counters()
+        for flow in flows:
+            for _ in range(TURNS):
+                flow.ask()
+        assert ways(served) == {hardware_address(other, "eth0").hex(":")}
+    finally:
+        for flow in flows:
+            flow.sock.close()
+        served.apply(served.public())
+        other.sysctl({"net/ipv4/ip_forward": 0, "net/ipv6/conf/all/forwarding": 0})
