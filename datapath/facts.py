@@ -70,6 +70,7 @@ class Facts(_Frozen):
         default_devices: that main's default routes leave by, by family; only looked at for `steering: direct`.
         taken_zones: connection-tracking zones that others use, with who does; only looked at for `isolate_clients`.
         flowtables: of others: family, table and name.
+        stale_early_demux: the kernel hands a packet to the socket that it found before NAT changed its port.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
     """
 
@@ -84,6 +85,7 @@ class Facts(_Frozen):
     default_devices: dict[int, tuple[str, ...]] = {}
     taken_zones: dict[int, str] = {}
     flowtables: tuple[str, ...] = ()
+    stale_early_demux: bool = False
     forwarding: dict[int, bool] = {4: True, 6: True}
 
     def dump(self) -> str:

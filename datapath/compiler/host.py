@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from datapath.compiler.context import Context, NetworkContext
+from datapath.compiler.zones import zone_sysctls
 from datapath.plan.rtnl import Family, Sysctl, VlanLink
 
 #: `strict_arp`: answer only for addresses of this very device, and announce only those.
@@ -45,7 +46,7 @@ def emit_sysctls(context: Context) -> tuple[Sysctl, ...]:
         settings |= {
             Sysctl(f"net/ipv4/conf/{network.device}/{name}", value) for name, value in values.items()
         }
-    return tuple(sorted(settings))
+    return tuple(sorted(settings | set(zone_sysctls(context))))
 
 
 def emit_rp_filter_exempt(context: Context) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datapath.compiler.context import Context
 from datapath.plan.model import Note, NoteLevel, ZoneChange
 from datapath.plan.nft import ZONES, BaseChain, ChainType, Hook, NftChain, NftMap, NftRule, NftTable
+from datapath.plan.rtnl import Sysctl
 
 #: Before the reassembly of fragments (-400), which keeps those of equal clients apart by the zone, too.
 PRIORITY = -450
@@ -88,8 +89,26 @@ def _chains(held: list[str]) -> Iterator[NftChain]:
     )
 
 
+def zone_sysctls(context: Context) -> Iterator[Sysctl]:
+    """Where the kernel looks for a packet's socket before NAT, and keeps to it: there it must not look so early.
+
+    The second of two equal clients of a local socket has another port only after NAT, and would get the first one's.
+    """
+    if context.facts.stale_early_demux and zones_now(context):
+        # Of both families.
+        for protocol in ("tcp", "udp"):
+            yield Sysctl(f"net/ipv4/{protocol}_early_demux", "0")
+
+
 def zone_notes(context: Context, changes: Iterable[ZoneChange]) -> Iterator[Note]:
     """What a reviewer should know."""
+    if next(zone_sysctls(context), None):
+        yield Note(
+            NoteLevel.INFO,
+            "host",
+            "tcp_early_demux and udp_early_demux go to 0: before Linux 6.6, local sockets get packets of equal clients"
+            " of another network",
+        )
     origins = {network.name: network.origin for network in context.networks}
     for change in changes:
         yield Note(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -13,7 +14,7 @@ from datapath.kernel.flowtables import foreign_flowtables
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Devices, Rtnl
-from datapath.kernel.zones_in_use import observe_zones
+from datapath.kernel.zones_in_use import has_stale_early_demux, observe_zones
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
@@ -168,6 +169,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
         default_devices=sight.default_devices() if any("direct" in text for text in texts) else {},
         taken_zones=observe_zones() if any("isolate_clients" in text for text in _new(texts, state)) else {},
         flowtables=sight.flowtables(),
+        stale_early_demux=has_stale_early_demux(os.uname().release),
         forwarding=sysctl.forwarding(),
     )
 

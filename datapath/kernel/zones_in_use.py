@@ -27,6 +27,12 @@ _ZONE_HEADER: Final = struct.pack("=HH", 6, _CTA_ZONE)
 _IPTABLES_ZONE: Final = re.compile(r"-j CT .*?--zone(?:-orig|-reply)? (?P<zone>\d+)")
 
 
+def has_stale_early_demux(release: str) -> bool:
+    """Whether a kernel is older than the repair of that (Linux 6.6; Debian's 6.1 has not got it)."""
+    version = re.match(r"(\d+)\.(\d+)", release)
+    return version is not None and (int(version[1]), int(version[2])) < (6, 6)
+
+
 def observe_zones() -> dict[int, str]:
     """Zones of others, with one of those who use it."""
     owners: dict[int, str] = {}

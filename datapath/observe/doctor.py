@@ -17,6 +17,7 @@ from datapath.kernel.guardian import boot_clock_s
 from datapath.kernel.host import HostView, observe_host
 from datapath.kernel.observer import observe, observe_facts
 from datapath.kernel.rtnl import Rtnl
+from datapath.kernel.zones_in_use import observe_zones
 from datapath.observe.doctor_host import check_host
 from datapath.observe.doctor_policy import PolicyView, check_marks_without_policy, check_policy
 from datapath.observe.findings import Finding, Report, fail, ok
@@ -82,6 +83,6 @@ def _view(state: State, loaded: LoadedPolicy | None, host: HostView) -> PolicyVi
             external = rtnl.foreign_routes(plan.external_tables)
         actual = dataclasses.replace(actual, foreign_tables={**actual.foreign_tables, **external})
     changes = reconcile(actual, plan, state.record)
-    return PolicyView(
-        loaded.policy, plan, actual, state, changes.steps if is_in_force else (), changes.waiting, is_in_force
-    )
+    zones = observe_zones() if any(ids.zone for ids in plan.ids) else {}
+    drift = changes.steps if is_in_force else ()
+    return PolicyView(loaded.policy, plan, actual, state, drift, changes.waiting, is_in_force, zones)

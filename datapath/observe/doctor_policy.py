@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from datapath.kernel.host import HostView
 from datapath.observe.doctor_host import bits_used, free_profiles
+from datapath.observe.doctor_zones import check_zones
 from datapath.observe.findings import Finding, fail, ok, warn
 from datapath.plan.model import Plan
 from datapath.policy import Policy
@@ -35,6 +36,7 @@ class PolicyView:
         drift: steps that would make the kernel as the plan says.
         waiting: devices that are missing or down.
         is_in_force: the policy is the one in force; else one that is to be.
+        zones: of connection tracking that others use, with who does; only looked at where ours are.
     """
 
     policy: Policy
@@ -44,12 +46,14 @@ class PolicyView:
     drift: tuple[Step, ...] = ()
     waiting: frozenset[str] = frozenset()
     is_in_force: bool = True
+    zones: Mapping[int, str] = field(default_factory=dict)
 
 
 def check_policy(host: HostView, view: PolicyView, now_s: float) -> Iterator[Finding]:
     """Findings about a policy. `now_s` is the boot clock."""
     yield from _conflicts(view)
     yield from _marks(host, view)
+    yield from check_zones(view.plan, view.zones)
     yield from _others(view)
     yield from _forwarding(host, view)
     yield from _external_tables(view)

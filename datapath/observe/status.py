@@ -48,6 +48,8 @@ class NetworkStatus:
             "table": self.ids.table,
             "slot": self.ids.slot,
         }
+        if self.ids.zone:
+            body["zone"] = self.ids.zone
         if self.counters is not None:
             body["counters"] = {
                 verdict.label: {"packets": counter.packets, "bytes": counter.bytes}
@@ -104,7 +106,10 @@ class Status:
             "DROPPED",
         )
         rows = [head, *(_row(network) for network in self.networks)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        if any(network.ids.zone for network in self.networks):
+            zones = ["ZONE", *(str(network.ids.zone or "-") for network in self.networks)]
+            rows = [(*row[:5], zone, *row[5:]) for row, zone in zip(rows, zones, strict=True)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines += [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows

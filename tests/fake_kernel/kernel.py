@@ -17,7 +17,7 @@ import pytest
 
 from datapath import controller, undertaking
 from datapath.facts import Facts, LinkFacts
-from datapath.kernel import conntrack, executor, sysctl
+from datapath.kernel import conntrack, conntrack_zones, executor, sysctl
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import VlanLink
@@ -185,6 +185,7 @@ class FakeKernel:
         # There are no connections here.
         patch.setattr(conntrack, "forget", lambda *_: None)
         patch.setattr(conntrack, "translate", lambda _: 0)
+        patch.setattr(conntrack_zones, "move", lambda _: 0)
 
 
 class _Nobody:

@@ -176,7 +176,8 @@ def _base(body: str) -> BaseChain | None:
 
 
 def _map(body: str) -> Map:
-    match = _TYPE.search(body)
+    # The types that nft lists for the expressions of a declaration.
+    match = _TYPE.search(body.replace("typeof iifname : ct zone", "type ifname : integer"))
     assert match, body
     flags = tuple(sorted((match["flags"] or "").split(", "))) if match["flags"] else ()
     return Map(match["key"], match["value"] or "", flags)

@@ -25,6 +25,8 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "mode": ("networks:", _A.replace("{name", "{return_path: source, name"), _B),
     "track": ("networks:", _A, _B.replace("{name", "{track: last, name")),
     "mark": ("networks:", _A, _B.replace("{name", "{mark: 0x00070000, name")),
+    "isolated": ("networks:", _A.replace("{name", "{isolate_clients: true, name"), _B),
+    "zone": ("networks:", _A.replace("{name", "{isolate_clients: true, zone: 7, name"), _B),
     "table": ("networks:", _A, _B.replace("{name", "{table: 4242, name")),
     "arp": ("networks:", _A, _B.replace(", strict_arp: true", "")),
     "mask": ("marks: {mask: 0x00000f00}", "networks:", _A, _B),

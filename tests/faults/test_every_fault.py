@@ -35,6 +35,9 @@ CHANGES = (
     ("two", "mode"),
     ("two", "track"),
     ("two", "mark"),
+    ("two", "isolated"),
+    ("isolated", "zone"),
+    ("isolated", "two"),
     ("two", "table"),
     ("two", "arp"),
     ("two", "mask"),
@@ -43,7 +46,7 @@ CHANGES = (
     ("vlan", "none"),
 )
 #: These pin an id. One that the policy before does not pin stays what it is, once half of the new one is there.
-PINNED = ("mark", "table")
+PINNED = ("mark", "table", "zone")
 #: What looks at packets, and how the kernel takes the program.
 EBPF, EBPF_CLSACT, NFT = ("ebpf", Hook.TCX), ("ebpf", Hook.CLSACT), ("nft", Hook.TCX)
 #: Policy and backend before, policy and backend after, hook.

@@ -93,12 +93,26 @@ def networks(draw: st.DrawFn, number: int, mask: int) -> dict[str, Any]:
         **draw(addresses(number)),
         **draw(KEYS),
     }
+    if _may_be_isolated(network):
+        # What it cannot be together with is refused, and that is tested elsewhere.
+        keys: list[dict[str, Any]] = [
+            {},
+            {},
+            {"isolate_clients": True},
+            {"isolate_clients": True, "zone": number},
+        ]
+        network |= draw(st.sampled_from(keys))
     if draw(st.integers(0, 5)) == 0:
         network["table"] = 5000 + number
     if draw(st.integers(0, 5)) == 0:
         room = min(capacity(mask), 4095)
         network["mark"] = deposit(1 + number * 331 % room, mask)
     return network
+
+
+def _may_be_isolated(network: dict[str, Any]) -> bool:
+    follows = network.get("return_path", "conntrack") == "conntrack" and network.get("track") != "last"
+    return follows and "gateway" in network
 
 
 @st.composite
@@ -210,11 +224,14 @@ def _step(ground: Ground, controller: Controller, policy: LoadedPolicy, before: 
 def _assert_ids_stay(before: Plan, after: Plan, policy: LoadedPolicy) -> None:
     pinned_marks = {network.mark for network in policy.policy.networks}
     pinned_tables = {network.table for network in policy.policy.networks}
+    pinned_zones = {network.zone for network in policy.policy.networks}
     old = {ids.name: ids for ids in before.ids}
     for ids in after.ids:
         known = old.get(ids.name, NetworkIds(ids.name))
         if known.slot and ids.slot:
             assert ids.slot == known.slot
+        if known.zone and ids.zone and not {known.zone, ids.zone} & pinned_zones:
+            assert ids.zone == known.zone
         if known.table and ids.table and not {known.table, ids.table} & pinned_tables:
             assert ids.table == known.table
         same_mask = before.fwmark_mask == after.fwmark_mask

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from tests.netns.crowd import crowd, unserved
+from tests.netns.equals import ISOLATED, overlapping, same_ports
 from tools.lab import (
     Cell,
     Lab,
     command,
     elsewhere_cells,
     inside_cells,
-    network,
     probe_all,
     vlan_cells,
 )
@@ -24,24 +23,8 @@ from tools.lab.topology import FAMILIES, VIP_BACKENDS
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
-ISOLATED = "    isolate_clients: true\n"
 NETWORKS = 4
 CLIENTS = 200
-
-
-def build(count: int = 2) -> Lab:
-    """Networks whose outside clients have one address, with the same VIPs everywhere."""
-    return Lab(
-        networks=[network(0), *(network(n, same_clients=True, same_vips=True) for n in range(1, count))]
-    )
-
-
-def same_ports(cells: list[Cell]) -> list[Cell]:
-    """Requests that differ in nothing but their network have the same source port."""
-    ports: dict[tuple[object, ...], int] = {}
-    for cell in cells:
-        ports.setdefault((cell.target, cell.proto), 42000 + len(ports))
-    return [dataclasses.replace(cell, source_port=ports[cell.target, cell.proto]) for cell in cells]
 
 
 def faults(lab: Lab, cells: list[Cell]) -> list[str]:
@@ -50,7 +33,7 @@ def faults(lab: Lab, cells: list[Cell]) -> list[str]:
 
 @pytest.mark.parametrize("backend", ["ebpf", "nft"])
 def test_every_cell_holds_and_teardown_leaves_nothing(tmp_path: Path, backend: str) -> None:
-    with build() as lab:
+    with Lab(networks=overlapping()) as lab:
         before = dump_namespace(lab.node)
         command.apply(lab, tmp_path, lab.policy(extra=f"backend: {backend}\n", network_extra=ISOLATED))
 
@@ -65,7 +48,7 @@ def test_every_cell_holds_and_teardown_leaves_nothing(tmp_path: Path, backend: s
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ebpf", "nft"])
 def test_two_hundred_equal_clients_on_four_networks_at_once(tmp_path: Path, backend: str) -> None:
-    with build(NETWORKS) as lab, crowd(lab, CLIENTS):
+    with Lab(networks=overlapping(NETWORKS)) as lab, crowd(lab, CLIENTS):
         command.apply(lab, tmp_path, lab.policy(extra=f"backend: {backend}\n", network_extra=ISOLATED))
         failed = {
             (target, version): unserved(lab, target, version, CLIENTS)

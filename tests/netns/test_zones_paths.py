@@ -5,104 +5,33 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tools.lab import Backend, Lab, command, network
+from tests.netns.equals import ISOLATED, both, datagrams_in_fragments, overlapping
+from tools.lab import Backend, Lab, command
 from tools.lab.servers import pattern_crc
-from tools.lab.topology import FAMILIES, POD_B, SERVICE_PORT, VIP_BACKENDS, IpAddress
+from tools.lab.topology import FAMILIES, POD_B, VIP_BACKENDS
 from tools.lab.traffic import ask_line, download, family
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
-ISOLATED = "    isolate_clients: true\n"
-CLIENTS = ("client", "client2")
 SMALL_MTU = 1300
 
 
 @pytest.fixture(scope="module")
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab(networks=[network(0), network(1, same_clients=True, same_vips=True)]) as lab:
+    with Lab(networks=overlapping()) as lab:
         command.apply(lab, tmp_path_factory.mktemp("state"), lab.policy(network_extra=ISOLATED))
         yield lab
 
 
-@contextmanager
-def both(
-    lab: Lab, target: IpAddress, source: int, *, kind: int = socket.SOCK_STREAM, port: int = SERVICE_PORT
-) -> Iterator[list[socket.socket]]:
-    """A socket of each client from the same port to the same address, open at the same time."""
-    with ExitStack() as stack:
-        socks = []
-        for client in CLIENTS:
-            sock = stack.enter_context(lab[client].socket(family(target), kind))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.settimeout(3)
-            sock.bind(("", source))
-            sock.connect((str(target), port))
-            socks.append(sock)
-        yield socks
-
-
-def fragments(target: IpAddress, client: IpAddress, port: int, fill: bytes) -> list[bytes]:
-    """A datagram of 2,000 equal bytes in two IP packets that carry the same identification whoever sends it."""
-    payload = fill * 2000
-    header = struct.pack("!HHHH", 40500, port, 8 + len(payload), 0)
-    if target.version == 6:
-        pseudo = client.packed + target.packed + struct.pack("!II", 8 + len(payload), socket.IPPROTO_UDP)
-        header = header[:6] + checksum(pseudo + header + payload)
-    whole = header + payload
-    pieces = ((0, whole[:1400], True), (1400, whole[1400:], False))
-    if target.version == 4:
-        return [
-            struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(data), 7777, offset // 8 | more << 13, 64, 17, 0)
-            + client.packed
-            + target.packed
-            + data
-            for offset, data, more in pieces
-        ]
-    return [
-        struct.pack("!IHBB", 6 << 28, 8 + len(data), 44, 64)
-        + client.packed
-        + target.packed
-        + struct.pack("!BBHI", socket.IPPROTO_UDP, 0, offset | more, 7777)
-        + data
-        for offset, data, more in pieces
-    ]
-
-
-def checksum(data: bytes) -> bytes:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack("!H", ~total & 0xFFFF)
-
-
 @pytest.mark.parametrize("version", FAMILIES)
 def test_fragments_of_equal_clients_are_not_mixed(isolated: Lab, version: int) -> None:
-    lab = isolated
-    vip, port = lab.networks[0].vips[Backend.HOST_VIP].get(version), 4444
-    with ExitStack() as stack:
-        server = stack.enter_context(lab.node.socket(family(vip), socket.SOCK_DGRAM))
-        server.bind((str(vip), port))
-        server.settimeout(2)
-        senders = [
-            stack.enter_context(lab[client].socket(family(vip), socket.SOCK_RAW, socket.IPPROTO_RAW))
-            for client in CLIENTS
-        ]
-        source = lab.networks[0].client.get(version)
-        packets = [fragments(vip, source, port, fill) for fill in (b"A", b"B")]
-        for turn in (0, 1):
-            for sender, pieces in zip(senders, packets, strict=True):
-                sender.sendto(pieces[turn], (str(vip), 0))
-                # One after the other: they come by different routers.
-                time.sleep(0.05)
-        assert {server.recv(4000) for _ in CLIENTS} == {b"A" * 2000, b"B" * 2000}
+    assert datagrams_in_fragments(isolated, version) == {b"A" * 2000, b"B" * 2000}
 
 
 @pytest.mark.parametrize("version", FAMILIES)
@@ -174,7 +103,7 @@ def test_the_same_vip_leads_to_another_pod_by_the_network(isolated: Lab) -> None
 
 def test_both_are_served_where_nobody_else_translates_addresses(tmp_path: Path) -> None:
     """Without a NAT chain on the node the kernel looks for no other port; ours is one."""
-    with Lab(networks=[network(0), network(1, same_clients=True, same_vips=True)]) as lab:
+    with Lab(networks=overlapping()) as lab:
         lab.node.nft("flush ruleset")
         command.apply(lab, tmp_path, lab.policy(network_extra=ISOLATED))
         for number, version in enumerate(FAMILIES):
@@ -205,12 +134,27 @@ def test_zones_of_others_are_left_alone(tmp_path: Path) -> None:
             table ip both_ways {
               chain out { type filter hook output priority -300; udp dport 9999 ct zone set 40004; }
             }""")
+        lab.node.sysctl({"net/netfilter/nf_conntrack_udp_timeout": 3600})
         with lab.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"x", (str(lab.networks[0].gateway.v4), 9999))
         lab.node.nft("delete table ip both_ways")
 
         command.apply(lab, tmp_path, lab.policy(network_extra=ISOLATED))
         assert "zone=40005" in lab.node.run("nft", "list", "set", "inet", "datapath", "ids")
+
+        # Somebody comes later: he is named, and another zone. What we have is not moved by itself.
+        lab.node.nft(
+            "table inet late { chain in { type filter hook input priority 0; iif lo ct zone set 40005; }; }"
+        )
+        said = command.datapath(lab, tmp_path, "doctor").stdout
+        assert "warn  zones" in said
+        assert "zone 40005 of network public is used by nft table inet late, chain in, too" in said
+        assert "`zone: 40006`" in said
+        lab.node.nft("delete table inet late")
+        assert "ok    zones" in command.datapath(lab, tmp_path, "doctor").stdout
+        status = json.loads(command.datapath(lab, tmp_path, "status", "--json").stdout)
+        assert status["networks"][0]["zone"] == 40005
+        assert "  ZONE   " in command.datapath(lab, tmp_path, "status").stdout
 
         pinned = tmp_path / "pinned.yaml"
         for zone, owner in (

@@ -15,6 +15,7 @@ from datapath.controller import id_facts
 from datapath.errors import CompileError
 from datapath.facts import Facts, IdFacts
 from datapath.kernel.ids import parse_ids
+from datapath.kernel.zones_in_use import has_stale_early_demux
 from datapath.plan.model import Plan
 from datapath.plan.nft import NftTable
 from datapath.policy import Policy, check_policy
@@ -187,3 +188,19 @@ def test_facts_of_an_older_version_have_no_zones() -> None:
     ids = IdFacts(name="a", fwmark=0x10000, table=700001, slot=1)
     assert ids.zone == 0
     assert parse_ids(["network=a fwmark=0x00010000 table=700001 slot=1"]).ids == (ids,)
+
+
+def test_old_kernels_must_not_look_for_sockets_before_nat() -> None:
+    keys = {"net/ipv4/tcp_early_demux", "net/ipv4/udp_early_demux"}
+
+    def set_by(plan: Plan) -> set[str]:
+        return {setting.key for setting in plan.sysctls} & keys
+
+    assert set_by(compiled(of("a"), stale_early_demux=True)) == keys
+    assert set_by(compiled(of("a"))) == set()
+    assert set_by(compiled(of(plain=("a",)), stale_early_demux=True)) == set()
+    assert has_stale_early_demux("6.1.0-56-amd64")
+    assert has_stale_early_demux("5.15.0")
+    assert not has_stale_early_demux("6.6.1")
+    assert not has_stale_early_demux("6.12.117+deb12-amd64")
+    assert not has_stale_early_demux("10.0")

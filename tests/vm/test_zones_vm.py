@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Equal clients on two VLANs of one trunk: what the kernel does about their fragments, ports and sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from datapath.controller import Controller
+from datapath.policy import parse_policy
+from datapath.reconcile.steps import MoveConnections
+from datapath.state import StateDirectory
+from tests.bpf.conftest import inside
+from tests.netns.equals import ISOLATED, both, datagrams_in_fragments, overlapping, same_ports
+from tools.lab import Lab, probe_all, vlan_cells
+from tools.lab.topology import FAMILIES, VIP_BACKENDS
+from tools.lab.traffic import ask_line
+
+pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.kernel_feature("8021q")]
+
+
+@pytest.fixture(scope="module")
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Controller]]:
+    with Lab(networks=overlapping(), vlan="8021q") as lab:
+        controller = Controller(StateDirectory(tmp_path_factory.mktemp("state")))
+        # Emulated, one more eBPF program costs most of a minute; it has no part in this.
+        text = lab.policy(extra="backend: nft\n", network_extra=ISOLATED)
+        with inside(lab.node.name):
+            controller.apply(parse_policy(text.encode(), "vm.yaml"))
+        for network in lab.networks:
+            lab.announce(network)
+        yield lab, controller
+
+
+def test_every_cell_of_equal_clients_holds(isolated: tuple[Lab, Controller]) -> None:
+    lab, _ = isolated
+    cells = [cell for cell in same_ports(vlan_cells(lab.networks)) if cell.client in {"client", "client2"}]
+    results = probe_all(lab, cells, seconds=1.5)
+    assert [f"{r.cell}: {r.detail}" for r in results if not r.ok] == []
+    assert lab.wrong_way() == 0
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+def test_fragments_are_not_mixed(isolated: tuple[Lab, Controller], version: int) -> None:
+    assert datagrams_in_fragments(isolated[0], version) == {b"A" * 2000, b"B" * 2000}
+
+
+def test_open_connections_of_equal_clients_move(isolated: tuple[Lab, Controller]) -> None:
+    lab, controller = isolated
+    policy = lab.policy(extra="backend: nft\n", network_extra=ISOLATED)
+    first, second, rest = policy.split(ISOLATED)
+    moved = f"{first}{ISOLATED}    zone: 7\n{second}{ISOLATED}    zone: 8\n{rest}"
+    with ExitStack() as stack:
+        socks = [
+            sock
+            for number, backend in enumerate(VIP_BACKENDS)
+            for version in FAMILIES
+            for sock in stack.enter_context(
+                both(lab, lab.networks[0].vips[backend].get(version), 43000 + number)
+            )
+        ]
+        known = [ask_line(sock, "who") for sock in socks]
+        with inside(lab.node.name):
+            steps = controller.apply(parse_policy(moved.encode(), "vm.yaml")).steps
+        assert [step.change.new for step in steps if isinstance(step, MoveConnections)] == [7, 8]
+        assert [ask_line(sock, "who") for sock in socks] == known
+    assert lab.wrong_way() == 0
