@@ -27,7 +27,7 @@ from datapath.plan.render import render_plan
 from datapath.policy import Backend as BackendWish
 from datapath.policy import LoadedPolicy, Policy, Steering, parse_policy
 from datapath.probing import ProbeUse, Probing
-from datapath.reconcile.actual import Actual
+from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.conflicts import find_conflicts
 from datapath.reconcile.diff import ChangeSet, reconcile
 from datapath.reconcile.present import carried_plan
@@ -212,7 +212,8 @@ class Controller:
     def _preflight(self, loaded: LoadedPolicy, facts: Facts, state: State, sight: Sight) -> _Prepared:
         plan = compile_located(loaded, facts, refuse=not self._wait_for_devices)
         actual = observe(plan, state, sight)
-        _refuse_conflicts(actual, carried_plan(plan, actual.links) if self._wait_for_devices else plan)
+        carried = carried_plan(plan, actual.links) if self._wait_for_devices else plan
+        _refuse_conflicts(actual, carried, state.record)
         changes = reconcile(
             actual, plan, state.record, forget=_forget(plan, facts), unmark=_unmark(plan, facts)
         )
@@ -365,8 +366,8 @@ def _probation(state: State, seconds: float) -> Pending:
     return new_pending(previous, seconds)
 
 
-def _refuse_conflicts(actual: Actual, plan: Plan) -> None:
-    conflicts = find_conflicts(actual, plan)
+def _refuse_conflicts(actual: Actual, plan: Plan, record: Record) -> None:
+    conflicts = find_conflicts(actual, plan, record)
     if conflicts:
         raise ConflictError(
             "this node is not as the policy needs it:\n" + "\n".join(f"  - {text}" for text in conflicts),

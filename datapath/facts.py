@@ -33,6 +33,8 @@ class LinkFacts(_Frozen):
         parent: the lower device of a VLAN or of one of `STACKED_KINDS`; empty where there is none.
         addresses: with their prefix lengths, link-local ones included.
         mtu: 0 where it is not known.
+        vrf: that it belongs to; empty where it is in none.
+        vrf_table: of a VRF itself.
     """
 
     name: str
@@ -43,6 +45,8 @@ class LinkFacts(_Frozen):
     up: bool = True
     mtu: int = 0
     addresses: tuple[IpInterface, ...] = ()
+    vrf: str = ""
+    vrf_table: int = 0
 
 
 class IdFacts(_Frozen):
@@ -72,6 +76,7 @@ class Facts(_Frozen):
         flowtables: of others: family, table and name.
         stale_early_demux: the kernel hands a packet to the socket that it found before NAT changed its port.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
+        ipv6: this kernel has IPv6 (`ipv6.disable=1` takes it away).
     """
 
     links: tuple[LinkFacts, ...] = ()
@@ -87,6 +92,11 @@ class Facts(_Frozen):
     flowtables: tuple[str, ...] = ()
     stale_early_demux: bool = False
     forwarding: dict[int, bool] = {4: True, 6: True}
+    ipv6: bool = True
+
+    def has_family(self, family: int) -> bool:
+        """Whether this kernel takes routes of that IP version."""
+        return family == 4 or self.ipv6
 
     def dump(self) -> str:
         """YAML that `load_facts` reads back to an equal value."""

@@ -311,6 +311,7 @@ def _encode(state: State) -> dict[str, Any]:
         "sysctls": {key: [saved.original, saved.ours] for key, saved in sorted(record.sysctls.items())},
         "links": sorted(record.links),
         "clsact": sorted(record.clsact),
+        "slaves": dict(sorted(record.slaves.items())),
         "ebpf_refused": state.ebpf_refused,
         "pending": None if state.pending is None else dataclasses.asdict(state.pending),
         "undone": None if state.undone is None else dataclasses.asdict(state.undone),
@@ -341,6 +342,7 @@ class _Document(pydantic.BaseModel):
     policy: str
     policy_name: str
     undone: Undone | None = None
+    slaves: dict[str, str] = {}
 
 
 def _decode(document: dict[str, Any], path: Path) -> State:
@@ -369,7 +371,12 @@ def _decode(document: dict[str, Any], path: Path) -> State:
             hint="use a --state-dir of its own for each; remove the file if that namespace is gone",
         )
     return State(
-        record=Record({key: Saved(*values) for key, values in read.sysctls.items()}, read.links, read.clsact),
+        record=Record(
+            {key: Saved(*values) for key, values in read.sysctls.items()},
+            read.links,
+            read.clsact,
+            read.slaves,
+        ),
         ids=read.ids,
         fwmark_mask=read.fwmark_mask,
         generation=read.generation,

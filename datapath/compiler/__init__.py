@@ -14,6 +14,7 @@ from datapath.compiler.routes import emit_routes, external_tables
 from datapath.compiler.rules import choose_bank, emit_rules
 from datapath.compiler.steering import emit_steering, find_refusals, steering_notes
 from datapath.compiler.tables import emit_tables
+from datapath.compiler.vrf import emit_slaves, emit_vrfs, vrf_notes
 from datapath.facts import Facts
 from datapath.plan.model import NetworkIds, Plan
 from datapath.policy import Policy
@@ -49,7 +50,9 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
     return Plan(
         fwmark_mask=context.mask,
         ids=tuple(sorted(i for i in ids.values() if i != NetworkIds(i.name))),
+        vrfs=emit_vrfs(context),
         links=emit_links(context),
+        slaves=emit_slaves(context),
         sysctls=emit_sysctls(context),
         rp_filter_exempt=emit_rp_filter_exempt(context),
         routes=emit_routes(context),
@@ -68,6 +71,7 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         notes=(
             *emit_notes(context),
             *flowtable_notes(context),
+            *vrf_notes(context),
             *steering_notes(context, refusals),
             *tables.notes,
         ),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from datapath.compiler.context import Context, NetworkContext
+from datapath.compiler.vrf import emit_vrf_sysctls
 from datapath.compiler.zones import zone_sysctls
 from datapath.plan.rtnl import Family, Sysctl, VlanLink
 
@@ -46,7 +47,7 @@ def emit_sysctls(context: Context) -> tuple[Sysctl, ...]:
         settings |= {
             Sysctl(f"net/ipv4/conf/{network.device}/{name}", value) for name, value in values.items()
         }
-    return tuple(sorted(settings | set(zone_sysctls(context))))
+    return tuple(sorted(settings.union(zone_sysctls(context), emit_vrf_sysctls(context))))
 
 
 def emit_rp_filter_exempt(context: Context) -> tuple[str, ...]:

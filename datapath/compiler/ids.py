@@ -74,6 +74,9 @@ def allocate(
     needs = list(_needs(policy, facts, treatments))
     names = {network.name for network in policy.networks}
     gone = [ids for ids in facts.ids if ids.name not in names]
+    # Out of a VRF, a network leaves its table there.
+    never = RESERVED_TABLES | {link.vrf_table for link in facts.links}
+    vrf_tables = {network.name: network.vrf.table for network in policy.networks if network.vrf is not None}
     slots = _allocate(
         needs,
         lambda need: need.slot,
@@ -95,9 +98,10 @@ def allocate(
         needs,
         lambda need: need.table,
         lambda need: _index_of(need.network.table) if need.network.table else 0,
-        lambda need: 0 if need.known.table in RESERVED_TABLES else _index_of(need.known.table),
+        lambda need: 0 if need.known.table in never else _index_of(need.known.table),
         slots,
         freed=frozenset(_index_of(ids.table) for ids in gone),
+        taken=frozenset(_index_of(table) for table in vrf_tables.values()),
     )
     zones = allocate_zones(policy, facts)
     _refuse_overflow(needs, marks, mask)
@@ -105,7 +109,7 @@ def allocate(
         need.network.name: NetworkIds(
             need.network.name,
             deposit(marks.get(need.network.name, 0), mask),
-            _table(tables.get(need.network.name, 0)),
+            vrf_tables.get(need.network.name) or _table(tables.get(need.network.name, 0)),
             slots.get(need.network.name, 0),
             zones.get(need.network.name, 0),
         )
@@ -122,7 +126,7 @@ def _needs(policy: Policy, facts: Facts, treatments: Sequence[Mapping[Family, Tr
             network,
             position,
             mark=Treatment.CONNTRACK in treated,
-            table=not ROUTED.isdisjoint(treated),
+            table=network.vrf is None and not ROUTED.isdisjoint(treated),
             slot=steered or "reverse_path" in network.model_fields_set,
             known=known.get(network.name) or IdFacts(name=network.name),
         )
@@ -136,10 +140,11 @@ def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rena
     wishes: dict[str, int],
     *,
     freed: frozenset[int] = frozenset(),
+    taken: frozenset[int] = frozenset(),
     limit: int = SLOT_MAX,
 ) -> dict[str, int]:
     """Pins first, then what the kernel has, then new ones by name."""
-    pool = Pool()
+    pool = Pool(set(taken))
     result: dict[str, int] = {}
     rest = sorted((need for need in needs if wanted(need)), key=lambda need: need.network.name)
     for source in (pinned, known):

@@ -54,12 +54,17 @@ def _network(network: NetworkContext) -> IngressNetwork:
 def _vip_check(network: NetworkContext) -> VipCheck:
     """`feasible` asks the network's own table; where a family has none, replies follow the main one: `strict`."""
     wish = network.network.reverse_path.vips
-    if wish is VipCheck.FEASIBLE and network.network.has_external_routes:
+    if wish is not VipCheck.FEASIBLE:
+        return wish
+    if network.network.has_external_routes:
         # Only the default gets here: the plan does not know what is in that table.
         return VipCheck.OFF
-    if wish is VipCheck.FEASIBLE and not STEERED.issuperset(network.treatments.values()):
+    if network.network.vrf is not None and any(
+        network.network.gateway_of(family) is None for family in network.treatments
+    ):
+        # Beyond the link, only what others have put into the VRF's table tells the way.
         return VipCheck.STRICT
-    return wish
+    return wish if STEERED.issuperset(network.treatments.values()) else VipCheck.STRICT
 
 
 def _common_sources(context: Context) -> Iterator[SourceRule]:

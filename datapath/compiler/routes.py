@@ -18,6 +18,9 @@ DEFAULT: dict[Family, IpNetwork] = {
 METRIC: dict[Family, int] = {Family.IPV4: 0, Family.IPV6: 1024}
 #: Behind every other route: a reply whose network is down is refused, it never leaves by another gateway.
 LAST_METRIC = 0xFFFFFFFF
+#: Ours in the table of a VRF, where others have routes, too: before those of routing daemons (FRR: 20) and of NMState
+#: (150), behind those of people (0), and never in their place.
+VRF_METRIC = 10
 #: Link-local clients are on the link itself; the main table has this route for every device, ours must, too.
 LINK_LOCAL = IPv6Network("fe80::/64")
 
@@ -25,7 +28,8 @@ LINK_LOCAL = IPv6Network("fe80::/64")
 def emit_routes(context: Context) -> tuple[Route, ...]:
     """All routes, sorted."""
     routes = sorted(
-        (route for network in context.networks for route in _network_routes(network)), key=Route.sort_key
+        (route for network in context.networks for route in _network_routes(context, network)),
+        key=Route.sort_key,
     )
     # Equal ones are neighbours now; a set of thousands would spend more on the hashes of their addresses.
     return tuple(route for before, route in zip([None, *routes], routes, strict=False) if route != before)
@@ -42,11 +46,14 @@ def external_tables(context: Context) -> tuple[int, ...]:
     )
 
 
-def _network_routes(network: NetworkContext) -> Iterator[Route]:
+def _network_routes(context: Context, network: NetworkContext) -> Iterator[Route]:
     for family in network.families(Treatment.ON_LINK):
         for prefix in network.vip_prefixes(family):
             if on_own_subnet(prefix, network.link) is None:
                 yield Route(TABLE_MAIN, prefix, network.device, metric=METRIC[family])
+    if network.network.vrf is not None:
+        yield from _vrf_routes(context, network, network.network.vrf.table)
+        return
     for family in network.families(*ROUTED):
         table = network.ids.table
         on_link = {*network.network.effective_on_link, LINK_LOCAL}
@@ -57,3 +64,20 @@ def _network_routes(network: NetworkContext) -> Iterator[Route]:
             if gateway.version == family:
                 yield Route(table, DEFAULT[family], network.device, gateway, metric=METRIC[family])
         yield Route(table, DEFAULT[family], type=RouteType.UNREACHABLE, metric=LAST_METRIC)
+
+
+def _vrf_routes(context: Context, network: NetworkContext, table: int) -> Iterator[Route]:
+    """The kernel itself has the routes of the device's addresses there, link-local ones included.
+
+    The last one is there in both families, whatever the VIPs: a look-up that finds nothing would go on to main.
+    """
+    families = set(network.families(*ROUTED))
+    for prefix in network.network.link_prefixes:
+        if prefix.version in families:
+            yield Route(table, prefix, network.device, metric=VRF_METRIC)
+    for gateway in network.network.gateway:
+        if gateway.version in families:
+            yield Route(table, DEFAULT[Family(gateway.version)], network.device, gateway, metric=VRF_METRIC)
+    for family in Family:
+        if context.facts.has_family(family):
+            yield Route(table, DEFAULT[family], type=RouteType.UNREACHABLE, metric=LAST_METRIC)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from datapath.compiler.context import Context, Treatment
+from datapath.compiler.vrf import emit_leaks
 from datapath.plan.ingress import IpNetwork
 from datapath.plan.rtnl import Family, FibRule, RuleAction
 from datapath.policy.marks import capacity, deposit, extract
@@ -102,6 +103,7 @@ def emit_rules(context: Context, *, rule_bank: int) -> tuple[FibRule, ...]:
         rules += _source_rules(context, family, base)
         if tables:
             rules += _tree_rules(tables, Tree(base, depth, rule_bank), family, context.mask)
+    rules += emit_leaks(context)
     return tuple(sorted(rules, key=FibRule.sort_key))
 
 

@@ -19,10 +19,12 @@ from datapath.reconcile.steps import (
     DeleteLink,
     DeleteRoute,
     DeleteRule,
+    Enslave,
     ExtendSteering,
     ForgetConnections,
     MoveConnections,
     NftTransaction,
+    Release,
     SetLinkUp,
     SetSysctl,
     Step,
@@ -59,7 +61,7 @@ class Executor:
         elif isinstance(step, ExtendSteering):
             steering.verify(step.program)
 
-    def run(self, step: Step) -> None:  # noqa: C901  (one branch a kind of step)
+    def run(self, step: Step) -> None:  # noqa: C901, PLR0912  (one branch a kind of step)
         """Carry out one step.
 
         Raises:
@@ -73,11 +75,15 @@ class Executor:
             case SetSysctl(key, new):
                 sysctl.write(key, new)
             case AddLink(link):
-                self._rtnl.add_vlan(link)
+                self._rtnl.add_link(link)
             case DeleteLink(link):
                 self._rtnl.delete_link(link.name)
             case SetLinkUp(name):
                 self._rtnl.set_up(name)
+            case Enslave(slave):
+                self._rtnl.enslave(slave)
+            case Release(slave):
+                self._rtnl.release(slave.device)
             case NftTransaction(text):
                 transaction.apply(text)
             case SyncIngress(program, clsact, filtered):

@@ -34,8 +34,8 @@ _TABLE_ELSEWHERE: Final = 252
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK: Final = 4
 
-_FRA_DST, _FRA_SRC, _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 4, 6, 10
-_FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 15, 16, 21
+_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 4, 6, 10
+_FRA_TABLE, _FRA_FWMASK, _FRA_L3MDEV, _FRA_PROTOCOL = 15, 16, 19, 21
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
 
 _U32: Final = struct.Struct("=HHI")
@@ -78,6 +78,9 @@ def encode_rule(rule: FibRule) -> bytes:
         body += _address(_FRA_SRC, source.network_address)
     if destination:
         body += _address(_FRA_DST, destination.network_address)
+    if rule.device:
+        name = rule.device.encode() + b"\0"
+        body += ATTRIBUTE.pack(4 + len(name), _FRA_IIFNAME) + name + bytes(-len(name) % 4)
     return body
 
 
@@ -138,8 +141,10 @@ class RuleDecoder:
                 _FRA_SRC,
                 _FRA_DST,
                 _FRA_PROTOCOL,
+                _FRA_IIFNAME,
+                _FRA_L3MDEV,
             ),
-            frozenset({_FRA_SRC, _FRA_DST}),
+            frozenset({_FRA_SRC, _FRA_DST, _FRA_IIFNAME}),
         )
 
     def decode(self, bodies: Iterable[bytes]) -> tuple[list[FibRule], list[ForeignRule]]:
@@ -148,7 +153,9 @@ class RuleDecoder:
         foreign: list[ForeignRule] = []
         family, network, unpack = self._family, self._networks.get, self._unpack.values
         for body in bodies:
-            fixed, priority, table, goto, mark, mask, source, destination, protocol = unpack(body)
+            fixed, priority, table, goto, mark, mask, source, destination, protocol, name, l3mdev = unpack(
+                body
+            )
             to_length, from_length, small_table, number = fixed[1], fixed[2], fixed[4], fixed[7]
             table = table or small_table
             is_ours = protocol == ROUTE_PROTOCOL and number in _ACTIONS
@@ -161,25 +168,35 @@ class RuleDecoder:
                 mask,
                 network(source, from_length) if from_length else None,
                 network(destination, to_length) if to_length else None,
+                name.rstrip(b"\0").decode(errors="replace") if name else "",
             )
             if is_ours:
                 ours.append(rule)
             else:
-                foreign.append(_foreign_rule(rule, protocol))
+                foreign.append(_foreign_rule(rule, protocol, is_l3mdev=bool(l3mdev)))
         return ours, foreign
 
 
-def _foreign_rule(rule: FibRule, protocol: int) -> ForeignRule:
+def _foreign_rule(rule: FibRule, protocol: int, *, is_l3mdev: bool) -> ForeignRule:
     """Somebody's rule, told as a look-up whatever it does."""
     words = [f"ip -{rule.family} rule {rule.priority}:"]
     for word, network in (("from", rule.source), ("to", rule.destination)):
         if network is not None:
             words.append(f"{word} {network}")
+    if rule.device:
+        words.append(f"iif {rule.device}")
     if rule.fwmask:
         words.append(f"fwmark {rule.fwmark:#x}/{rule.fwmask:#x}")
-    words.append(f"lookup {rule.target}")
+    words.append("lookup [l3mdev-table]" if is_l3mdev else f"lookup {rule.target}")
     return ForeignRule(
-        rule.family, rule.priority, rule.fwmark, rule.fwmask, rule.target, protocol, " ".join(words)
+        rule.family,
+        rule.priority,
+        rule.fwmark,
+        rule.fwmask,
+        rule.target,
+        protocol,
+        " ".join(words),
+        is_l3mdev,
     )
 
 

@@ -14,6 +14,7 @@ from datapath.kernel.flowtables import foreign_flowtables
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Devices, Rtnl
+from datapath.kernel.vrf import stranded
 from datapath.kernel.zones_in_use import has_stale_early_demux, observe_zones
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
@@ -171,6 +172,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
         flowtables=sight.flowtables(),
         stale_early_demux=has_stale_early_demux(os.uname().release),
         forwarding=sysctl.forwarding(),
+        ipv6=sysctl.has_ipv6(),
     )
 
 
@@ -191,7 +193,12 @@ def observe_links() -> Facts:
     """What a normal user may see: devices, addresses and forwarding, but no nftables and so no ids."""
     with Rtnl() as rtnl:
         links = rtnl.link_facts()
-    return Facts(links=links, default_devices=default_devices(), forwarding=sysctl.forwarding())
+    return Facts(
+        links=links,
+        default_devices=default_devices(),
+        forwarding=sysctl.forwarding(),
+        ipv6=sysctl.has_ipv6(),
+    )
 
 
 def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
@@ -199,6 +206,8 @@ def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
     sight = sight or Sight()
     found, links = sight.table(), sight.links()
     keys = {setting.key for setting in desired.sysctls} | set(state.record.sysctls)
+    if desired.slaves:
+        keys.add(sysctl.NEW_DEVICES_KEEP_ADDRESSES)
     rules, foreign_rules = sight.rules()
     tables = new_tables(Actual(rules=rules), desired)
     return Actual(
@@ -212,4 +221,5 @@ def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
         sysctls=sight.sysctls(frozenset(keys)),
         ingress=sight.ingress(carried_program(desired, links)),
         steering=sight.steering(carried_steering(desired, links)),
+        stranded=stranded(desired, links),
     )

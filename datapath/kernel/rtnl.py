@@ -28,7 +28,7 @@ from datapath.kernel.rtnl_dump import (
     dump_rules,
     link_facts,
 )
-from datapath.plan.rtnl import ROUTE_PROTOCOL, FibRule, Route, VlanLink
+from datapath.plan.rtnl import ROUTE_PROTOCOL, FibRule, Route, Slave, VlanLink, VrfLink
 from datapath.reconcile.actual import ActualLink, ForeignRule
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _PROTOCOL_NAMES: Final = {
 _HINTS: Final[Mapping[int, str]] = {
     1: "datapath needs CAP_NET_ADMIN: run it as root",
     17: "somebody else has the same one: `ip route show table all` and `ip rule` tell who (proto)",
-    95: "this kernel lacks the feature (is the 8021q module there?)",
+    95: "this kernel lacks the feature (is the module there: 8021q, vrf?)",
     100: "the device is down: set it up, or let `vlan:` make it",
     101: "the gateway is not reachable on this device: is it up?",
 }
@@ -193,8 +193,14 @@ class Rtnl:
             self._vlan_links = VlanLinks()
         return self._vlan_links
 
-    def add_vlan(self, link: VlanLink) -> None:
+    def add_link(self, link: VlanLink | VrfLink) -> None:
         self.vlan_links.add(link)
+
+    def enslave(self, slave: Slave) -> None:
+        self.vlan_links.enslave(slave)
+
+    def release(self, device: str) -> None:
+        self.vlan_links.release(device)
 
     def set_up(self, name: str) -> None:
         self.vlan_links.set_up(name)

@@ -25,10 +25,11 @@ _U32: Final = struct.Struct("=I")
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 5, 10, 18
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
 _IFLA_VLAN_ID, _IFLA_VLAN_PROTOCOL = 1, 5
+_IFLA_VRF_TABLE = 1
 #: Without statistics a device is a quarter of the size.
 _IFLA_EXT_MASK, _SKIP_STATS = 29, 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_TABLE: Final = 15
+_RTA_OIF, _RTA_TABLE = 4, 15
 _IFF_UP: Final = 1
 
 
@@ -74,7 +75,7 @@ def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
     found = message.attributes
     info = dict(attributes(found.get(_IFLA_LINKINFO, b"")))
     kind = text(info.get(_IFLA_INFO_KIND, b""))
-    vlan_id = protocol = 0
+    vlan_id = protocol = vrf_table = 0
     parent = ""
     if kind == "vlan":
         options = dict(attributes(info.get(_IFLA_INFO_DATA, b"")))
@@ -83,9 +84,12 @@ def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
         parent = names.get(_number(found.get(_IFLA_LINK)), "")
     elif kind in STACKED_KINDS:  # for a veth IFLA_LINK is the other end
         parent = names.get(_number(found.get(_IFLA_LINK)), "")
+    elif kind == "vrf":
+        options = dict(attributes(info.get(_IFLA_INFO_DATA, b"")))
+        vrf_table = _number(options.get(_IFLA_VRF_TABLE))
     # A VRF takes routing over, every other master the packets themselves.
-    slave_kind = text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) or "vrf"
-    master = _number(found.get(_IFLA_MASTER)) if slave_kind != "vrf" else 0
+    slave_kind = text(info.get(_IFLA_INFO_SLAVE_KIND, b""))
+    master = names.get(_number(found.get(_IFLA_MASTER)), "")
     return ActualLink(
         message.name,
         bool(message.flags & _IFF_UP),
@@ -93,8 +97,10 @@ def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
         parent,
         vlan_id,
         protocol,
-        port_of=names.get(master, "") if master else "",
+        port_of=master if slave_kind not in ("", "vrf") else "",
         mtu=_number(found.get(_IFLA_MTU)),
+        vrf=master if slave_kind == "vrf" else "",
+        vrf_table=vrf_table,
     )
 
 
@@ -123,6 +129,8 @@ def link_facts(
             vlan_protocol=link.vlan_protocol,
             up=link.up,
             mtu=link.mtu,
+            vrf=link.vrf,
+            vrf_table=link.vrf_table,
             addresses=tuple(sorted(addresses.get(link.name, []), key=lambda a: (a.version, int(a), str(a)))),
         )
         for link in sorted(links, key=lambda link: link.name)
@@ -134,11 +142,15 @@ def dump_rules(netlink: Netlink, family: int) -> list[bytes]:
     return netlink.dump("rules", _GETRULE, struct.pack("=B11x", family))
 
 
-def dump_routes(netlink: Netlink, family: int, *, protocol: int = 0, table: int = 0) -> list[bytes]:
-    """Bodies of the routes of a family, those of one protocol or of one table, if asked."""
+def dump_routes(
+    netlink: Netlink, family: int, *, protocol: int = 0, table: int = 0, device: int = 0
+) -> list[bytes]:
+    """Bodies of the routes of a family, those of one protocol, table or device (by ifindex), if asked."""
     request = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, protocol, 0, 0, 0)
     if table:
         request += attribute(_RTA_TABLE, _U32.pack(table))
+    if device:
+        request += attribute(_RTA_OIF, _U32.pack(device))
     try:
         return netlink.dump("routes", _GETROUTE, request)
     except KernelError as error:

@@ -19,6 +19,10 @@ _PER_DEVICE = ("rp_filter",)
 _INHERITED = ("rp_filter", "arp_ignore", "arp_announce", "accept_local")
 
 
+#: A device that we make and put into a VRF: what `keep_addr_on_down` it starts with.
+NEW_DEVICES_KEEP_ADDRESSES = "net/ipv6/conf/default/keep_addr_on_down"
+
+
 def read(key: str) -> str | None:
     """Present value, or None where the kernel or the device is not there."""
     # Without Python's file objects, which take five times as long: a large node has thousands of these.
@@ -66,6 +70,11 @@ def read_all(keys: Iterable[str]) -> dict[str, str]:
     """Present values of those that exist."""
     values = {key: read(key) for key in keys}
     return {key: value for key, value in values.items() if value is not None}
+
+
+def has_ipv6() -> bool:
+    """Whether the kernel has IPv6 (`ipv6.disable=1` takes it away)."""
+    return (ROOT / "net/ipv6/conf/all").is_dir()
 
 
 def forwarding() -> dict[int, bool]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making and removing VLAN devices, through pyroute2: rare, so only who does it pays for loading the library."""
+"""Making, moving and removing VLAN and VRF devices, through pyroute2.
+
+That is rare, so only who does it pays for loading the library.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from datapath.kernel.rtnl import ifindex, refusal
-from datapath.plan.rtnl import VlanLink
+from datapath.plan.rtnl import Slave, VlanLink, VrfLink
 
 
 class VlanLinks:
@@ -22,7 +25,12 @@ class VlanLinks:
     def close(self) -> None:
         self._ipr.close()
 
-    def add(self, link: VlanLink) -> None:
+    def add(self, link: VlanLink | VrfLink) -> None:
+        if isinstance(link, VrfLink):
+            with _refusals("add VRF", link.render()):
+                self._ipr.link("add", ifname=link.name, kind="vrf", vrf_table=link.table)
+                self._ipr.link("set", index=ifindex(link.name), state="up")
+            return
         with _refusals("add VLAN device", link.render()):
             self._ipr.link(
                 "add",
@@ -33,6 +41,14 @@ class VlanLinks:
                 vlan_protocol=int(link.protocol),
             )
             self._ipr.link("set", index=ifindex(link.name), state="up")
+
+    def enslave(self, slave: Slave) -> None:
+        with _refusals("set link master", slave.render()):
+            self._ipr.link("set", index=ifindex(slave.device), master=ifindex(slave.vrf))
+
+    def release(self, device: str) -> None:
+        with _refusals("set link nomaster", device):
+            self._ipr.link("set", index=ifindex(device), master=0)
 
     def set_up(self, name: str) -> None:
         with _refusals("set link up", name):

@@ -150,7 +150,7 @@ class RouteWatch:
         if base in (_ROUTE, _LINK):
             return self._route_concerns(message) if base == _ROUTE else self._link_concerns(kind, message)
         if base == _RULE:
-            return _attribute(message, 12, 21) == bytes([ROUTE_PROTOCOL])  # FRA_PROTOCOL
+            return _rule_concerns(message)
         if base == _ADDRESS:
             # IFA_LOCAL, else IFA_ADDRESS
             return _is_global(_attribute(message, 8, 2) or _attribute(message, 8, 1))
@@ -282,6 +282,12 @@ def _attribute(message: memoryview, offset: int, wanted: int) -> bytes | None:
             return bytes(message[offset + ATTRIBUTE.size : offset + length])
         offset += (length + 3) & ~3
     return None
+
+
+def _rule_concerns(message: memoryview) -> bool:
+    """Ours, and the kernel's own for VRFs: that comes with the first of them, and must not go."""
+    is_l3mdev = _attribute(message, 12, 19) == b"\1"  # FRA_L3MDEV
+    return is_l3mdev or _attribute(message, 12, 21) == bytes([ROUTE_PROTOCOL])  # FRA_PROTOCOL
 
 
 def _is_global(address: bytes | None) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from datapath.kernel.host import HostView
 from datapath.observe.doctor_host import bits_used, free_profiles
+from datapath.observe.doctor_vrf import check_vrfs
 from datapath.observe.doctor_zones import check_zones
 from datapath.observe.findings import Finding, fail, ok, warn
 from datapath.plan.model import Plan
@@ -61,6 +62,7 @@ def check_policy(host: HostView, view: PolicyView, now_s: float) -> Iterator[Fin
         yield from _rp_filter(host, view)
         yield from _arp(host, view)
     yield from _src_valid_mark(host, view)
+    yield from check_vrfs(view.plan, view.actual)
     yield from _network_manager(host, view)
     if view.is_in_force:
         yield from _drift(view)
@@ -85,7 +87,7 @@ def check_marks_without_policy(host: HostView, actual: Actual) -> Iterator[Findi
 
 
 def _conflicts(view: PolicyView) -> Iterator[Finding]:
-    found = find_conflicts(view.actual, view.plan)
+    found = find_conflicts(view.actual, view.plan, view.state.record)
     for text in found:
         seen, _, remedy = text.rpartition(": ")
         yield fail(

@@ -15,6 +15,7 @@ from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.tc import Hook
 from datapath.reconcile.actual import Actual, ActualIngress
 from datapath.reconcile.steps import Step
+from datapath.reconcile.vrf_conflicts import vrf_conflicts
 from datapath.state import State
 
 
@@ -26,6 +27,7 @@ class NetworkStatus:
         return_path: as in the policy, or `direct` where answers are sent to the network at egress.
         counters: None where no packet of the network is looked at.
         steered: those answers; None where there are none.
+        vrf: that the device belongs to by the policy; empty for none.
     """
 
     name: str
@@ -36,6 +38,7 @@ class NetworkStatus:
     ids: NetworkIds
     counters: Mapping[Verdict, Counter] | None
     steered: Counter | None = None
+    vrf: str = ""
 
     def as_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -50,6 +53,8 @@ class NetworkStatus:
         }
         if self.ids.zone:
             body["zone"] = self.ids.zone
+        if self.vrf:
+            body["vrf"] = self.vrf
         if self.counters is not None:
             body["counters"] = {
                 verdict.label: {"packets": counter.packets, "bytes": counter.bytes}
@@ -151,6 +156,7 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
                 own,
                 counters.get(network.name, {}) if own.slot else None,
                 (steered or {}).get(network.name),
+                network.vrf.name if network.vrf is not None else "",
             )
         )
     return Status(
@@ -161,11 +167,22 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
         _how(actual.ingress) if actual is not None else "",
         tuple(networks),
         (
-            *(f"device {name} is missing or down: bring it back" for name in sorted(waiting)),
+            *_waiting(waiting, actual, plan, state),
             *(step.describe() for step in steps),
         ),
         (*(note.render() for note in plan.notes), *_ahead(actual), *_probation(state)),
     )
+
+
+def _waiting(waiting: Iterable[str], actual: Actual | None, plan: Plan, state: State) -> Iterator[str]:
+    """What is waited for. What is wrong with a VRF has other reasons than a device that is down."""
+    conflicts = tuple(vrf_conflicts(actual, plan, state.record)) if actual is not None else ()
+    yield from conflicts
+    in_vrf = {slave.device for slave in plan.slaves} | {vrf.name for vrf in plan.vrfs} if conflicts else set()
+    for name in sorted(waiting):
+        link = actual.links.get(name) if actual is not None else None
+        if name not in in_vrf or (link is None and name not in {vrf.name for vrf in plan.vrfs}):
+            yield f"device {name} is missing or down: bring it back"
 
 
 def _how(ingress: ActualIngress) -> str:
@@ -209,7 +226,7 @@ def _row(network: NetworkStatus) -> tuple[str, ...]:
     total = None if network.counters is None else network.counters.get(Verdict.PASS, Counter())
     return (
         network.name,
-        network.device,
+        f"{network.device} ({network.vrf})" if network.vrf else network.device,
         network.return_path,
         f"{ids.fwmark:#010x}" if ids.fwmark else "-",
         str(ids.table or "-"),

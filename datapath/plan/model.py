@@ -11,7 +11,7 @@ from functools import cached_property
 from datapath.errors import Problem
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.nft import NftTable
-from datapath.plan.rtnl import FibRule, Route, Sysctl, VlanLink
+from datapath.plan.rtnl import FibRule, Route, Slave, Sysctl, VlanLink, VrfLink
 from datapath.plan.steering import SteeringProgram
 
 
@@ -118,7 +118,9 @@ class Plan:
 
     fwmark_mask: int
     ids: tuple[NetworkIds, ...] = ()
+    vrfs: tuple[VrfLink, ...] = ()
     links: tuple[VlanLink, ...] = ()
+    slaves: tuple[Slave, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     rp_filter_exempt: tuple[str, ...] = ()
     routes: tuple[Route, ...] = ()
@@ -163,6 +165,7 @@ class Plan:
             not (
                 self.links or self.sysctls or self.rp_filter_exempt or self.routes or self.rules or self.table
             )
+            and not self.slaves
             and not self.ingress.networks
             and not self.steering.networks
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routing nouns: ip rules, routes, VLAN devices and sysctls."""
+"""Routing nouns: ip rules, routes, VLAN and VRF devices, and sysctls."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from datapath.plan.ingress import IpNetwork, VlanProtocol
 ROUTE_PROTOCOL = 78
 
 TABLE_MAIN = 254
+TABLE_LOCAL = 255
 #: RT_TABLE_UNSPEC, default, main and local: never ours to allocate.
 RESERVED_TABLES = frozenset({0, 253, 254, 255})
 
@@ -43,6 +44,7 @@ class FibRule:
     Attributes:
         target: the table of a `lookup`, the priority of a `goto`, 0 for `nop`.
         fwmark: compared under `fwmask`; a zero mask compares nothing.
+        device: that the packet entered by, for IPv6 the VRF where that is in one; empty for any.
     """
 
     family: Family
@@ -53,13 +55,14 @@ class FibRule:
     fwmask: int = 0
     source: IpNetwork | None = None
     destination: IpNetwork | None = None
+    device: str = ""
 
     def __hash__(self) -> int:
         # Sets of thousands are made of these: a prefix takes ten times as long as what tells rules apart anyway.
         source = self.source and int(self.source.network_address)
         return hash((self.family, self.priority, self.fwmark, self.target, source))
 
-    def sort_key(self) -> tuple[int, ...]:
+    def sort_key(self) -> tuple[int | str, ...]:
         """Order of the kernel's own walk, then a stable one."""
         return (
             self.family,
@@ -70,6 +73,7 @@ class FibRule:
             self.target,
             *_network_key(self.source),
             *_network_key(self.destination),
+            self.device,
         )
 
     def render(self) -> str:
@@ -77,6 +81,8 @@ class FibRule:
         words = [f"-{self.family} priority {self.priority} from {self.source or 'all'}"]
         if self.destination is not None:
             words.append(f"to {self.destination}")
+        if self.device:
+            words.append(f"iif {self.device}")
         if self.fwmask:
             words.append(f"fwmark {self.fwmark:#010x}/{self.fwmask:#010x}")
         words.append(str(self.action) if self.action is RuleAction.NOP else f"{self.action} {self.target}")
@@ -153,6 +159,35 @@ class VlanLink:
     def render(self) -> str:
         proto = {VlanProtocol.DOT1Q: "802.1Q", VlanProtocol.DOT1AD: "802.1ad"}[self.protocol]
         return f"link {self.parent} name {self.name} type vlan proto {proto} id {self.vlan_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class VrfLink:
+    """A VRF device that the policy names.
+
+    Attributes:
+        is_made: we make it where it is missing; else it is somebody else's.
+    """
+
+    name: str
+    table: int
+    is_made: bool
+
+    def render(self) -> str:
+        return f"link name {self.name} type vrf table {self.table}" + (
+            "" if self.is_made else " (somebody makes it)"
+        )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Slave:
+    """A device that belongs to a VRF."""
+
+    device: str
+    vrf: str
+
+    def render(self) -> str:
+        return f"link {self.device} master {self.vrf}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -19,10 +19,10 @@ from datapath.policy.model import (
     Steering,
     Track,
     VlanDevice,
-    Vrf,
 )
 from datapath.policy.probe import Probe
 from datapath.policy.source import PolicySource, Position
+from datapath.policy.vrf import Vrf
 
 __all__ = [
     "PROFILES",

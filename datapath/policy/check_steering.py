@@ -56,6 +56,12 @@ def _needs_rules(network: Network, index: int) -> Iterator[Problem]:
             "`steering: direct` tells networks by the VIP alone, so it cannot keep equal clients apart",
             "remove `isolate_clients`, or use `steering: rules`",
         )
+    if network.vrf is not None:
+        yield Problem(
+            (*path, "vrf"),
+            "`steering: direct` keeps no routes, and what is in a VRF is routed by the VRF's table",
+            "remove `vrf`, or use `steering: rules`",
+        )
     for key in ("mark", "table"):
         if getattr(network, key) is not None:
             yield Problem((*path, key), f"`steering: direct` has no use for a {key}", f"remove `{key}`")

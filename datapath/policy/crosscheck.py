@@ -16,6 +16,7 @@ from datapath.policy import (
     check_references,
     check_routes,
     check_steering,
+    check_vrf,
 )
 from datapath.policy.readable import Readable
 from datapath.policy.unsupported import unsupported
@@ -42,6 +43,7 @@ CHECKS: tuple[Callable[[Readable], Iterable[Problem]], ...] = (
     check_steering.direct,
     check_isolation.isolation,
     check_isolation.shared_vips,
+    check_vrf.shared_tables,
     unsupported,
 )
 

@@ -32,6 +32,7 @@ from datapath.policy.fields import (
 )
 from datapath.policy.marks import PROFILES, REFUSED_PROFILES, MarkProfile
 from datapath.policy.probe import PROBES_MAX, Probe
+from datapath.policy.vrf import Vrf
 
 #: Our ip rules lie in ``priority``..``priority + RULE_BLOCK_SIZE - 1``.
 RULE_BLOCK_SIZE = 4096
@@ -141,6 +142,13 @@ class Rules(PolicyModel):
         description=f"First priority of our block of ip rules, which is {RULE_BLOCK_SIZE} wide "
         "and ends before the kernel's rule for the main table (32766).",
     )
+    leak_priority: Integer = Field(
+        default=900,
+        ge=1,
+        le=RULE_PRIORITY_MAX,
+        description="Priority of the rules that let clients of VRFs reach pods and services: before the kernel's "
+        "rule for VRFs (1000).",
+    )
 
 
 def _default_vlan_name(data: object) -> object:
@@ -197,14 +205,6 @@ class ReversePath(PolicyModel):
     deny: tuple[Prefix, ...] = Field(
         default=(), description="Sources to refuse besides the default ones; the longest prefix decides."
     )
-
-
-class Vrf(PolicyModel):
-    """The VRF that the network's device belongs to."""
-
-    name: InterfaceName = Field(description="Name of the VRF device.")
-    table: Table = Field(description="Routing table of the VRF.")
-    create: StrictBool = Field(default=False, description="Make the VRF device if it does not exist.")
 
 
 class Network(PolicyModel):
@@ -314,6 +314,16 @@ class Network(PolicyModel):
             and any(address in vip for address in self.gateway)
         )
 
+    @functools.cached_property
+    def link_prefixes(self) -> tuple[IpNetwork, ...]:
+        """Where clients of a VRF are neighbours: `effective_on_link`, or the VIPs' prefixes in a family without any."""
+        known = self.effective_on_link
+        if self.has_external_routes:
+            return known
+        reached = {address.version for address in self.gateway} | {prefix.version for prefix in known}
+        others = (vip.prefix for vip in self.vips if not vip.is_single and vip.version not in reached)
+        return collapse((*known, *(prefix for prefix in others if prefix)))
+
     def gateway_of(self, family: int) -> IpAddress | None:
         """The gateway of a family (4 or 6), if there is one."""
         return next((address for address in self.gateway if address.version == family), None)
@@ -325,12 +335,13 @@ class Network(PolicyModel):
 
     def is_routed(self, family: int) -> bool:
         """Replies of a family go to a router, so they need a table of their own."""
-        return self.has_external_routes or self.gateway_of(family) is not None
+        return self.has_external_routes or self.vrf is not None or self.gateway_of(family) is not None
 
     @property
     def needs_mark(self) -> bool:
         """Replies are steered by a fwmark."""
-        return self.return_path is ReturnPath.CONNTRACK and (bool(self.gateway) or self.has_external_routes)
+        is_routed = bool(self.gateway) or self.has_external_routes or self.vrf is not None
+        return self.return_path is ReturnPath.CONNTRACK and is_routed
 
 
 class Egress(PolicyModel):

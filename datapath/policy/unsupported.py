@@ -40,10 +40,7 @@ class Unsupported:
         return bool(value) if self.value is None else value == self.value
 
 
-UNSUPPORTED: tuple[Unsupported, ...] = (
-    Unsupported("vrf", "VRFs", "remove `vrf`", in_network=True),
-    Unsupported("egress", "egress", "remove `egress`"),
-)
+UNSUPPORTED: tuple[Unsupported, ...] = (Unsupported("egress", "egress", "remove `egress`"),)
 
 
 def unsupported(readable: Readable) -> Iterator[Problem]:
@@ -51,7 +48,7 @@ def unsupported(readable: Readable) -> Iterator[Problem]:
     for entry in UNSUPPORTED:
         # The name of a feature stands for its key, so a whole block is reported at the key.
         on_key = entry.value is None
-        message = f"{entry.feature} {'are' if entry.feature == 'VRFs' else 'is'} not supported yet"
+        message = f"{entry.feature} is not supported yet"
         if not entry.in_network:
             if entry.refuses(readable.top.get(entry.key)):
                 yield Problem((entry.key,), message, entry.instead, on_key)

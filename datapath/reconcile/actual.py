@@ -50,6 +50,8 @@ class ActualLink:
     Attributes:
         port_of: the bridge, bond or team that takes its packets; empty where the IP stack gets them.
         mtu: 0 where nobody looked.
+        vrf: that it belongs to; empty where it is in none.
+        vrf_table: of a VRF itself.
     """
 
     name: str
@@ -60,6 +62,8 @@ class ActualLink:
     vlan_protocol: int = 0
     port_of: str = ""
     mtu: int = 0
+    vrf: str = ""
+    vrf_table: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class ForeignRule:
     Attributes:
         text: as ip(8) would show it, for messages.
         protocol: FRA_PROTOCOL, which often tells the owner.
+        is_l3mdev: it looks up the table of the VRF that a packet is in.
     """
 
     family: Family
@@ -78,6 +83,7 @@ class ForeignRule:
     table: int
     protocol: int
     text: str
+    is_l3mdev: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +116,14 @@ class Record:
     Attributes:
         sysctls: by key.
         links: devices that we created.
+        slaves: VRF by device: those that we put into one.
         clsact: devices on which we created the clsact qdisc.
     """
 
     sysctls: Mapping[str, Saved] = field(default_factory=dict)
     links: frozenset[str] = frozenset()
     clsact: frozenset[str] = frozenset()
+    slaves: Mapping[str, str] = field(default_factory=dict)
 
     def also(self, later: Record) -> Record:
         """This and what came to it: of a sysctl, the later value to put back, and every value of ours."""
@@ -124,7 +132,8 @@ class Record:
             known = sysctls[key].ours.split() if key in sysctls else []
             ours = dict.fromkeys((*known, *entry.ours.split()))
             sysctls[key] = Saved(entry.original, " ".join(ours))
-        return Record(sysctls, self.links | later.links, self.clsact | later.clsact)
+        slaves = {**self.slaves, **later.slaves}
+        return Record(sysctls, self.links | later.links, self.clsact | later.clsact, slaves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +193,7 @@ class Actual:
         foreign_tables: routing tables with routes of others, with one example each.
         foreign_marks: who writes which mark bits; only looked at when a mask is about to be claimed.
         sysctls: current values of the keys that we may have to touch.
+        stranded: by device that is about to be put into a VRF: what of others would be lost, in words.
     """
 
     table: ActualTable | None = None
@@ -196,3 +206,4 @@ class Actual:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     ingress: ActualIngress = ActualIngress()
     steering: ActualSteering = ActualSteering()
+    stranded: Mapping[str, str] = field(default_factory=dict)

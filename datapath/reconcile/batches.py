@@ -21,6 +21,8 @@ BATCH_MAX = 256
 
 def rule_phase(rule: FibRule) -> int:
     """Exemptions and ends (0), then jumps inside the tree (1), then look-ups (2); deleting goes the other way."""
+    if rule.device:
+        return 0
     return 2 if rule.action is RuleAction.LOOKUP else 1 if rule.fwmask else 0
 
 

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator
 from datapath.plan.ingress import VlanProtocol
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import FibRule, RuleAction
-from datapath.reconcile.actual import Actual, ForeignRule
+from datapath.reconcile.actual import Actual, ForeignRule, Record
+from datapath.reconcile.vrf_conflicts import vrf_conflicts
 
 FULL_MASK = 0xFFFFFFFF
 #: The kernel's own rules for local, main and default.
 _KERNEL_PRIORITIES = frozenset({0, 32766, 32767})
 
 
-def find_conflicts(actual: Actual, desired: Plan) -> tuple[str, ...]:
+def find_conflicts(actual: Actual, desired: Plan, record: Record = Record()) -> tuple[str, ...]:  # noqa: B008
     """One sentence per conflict, naming the other owner; empty where the plan may be applied."""
     return (
         *_rule_conflicts(actual, desired),
@@ -23,6 +24,7 @@ def find_conflicts(actual: Actual, desired: Plan) -> tuple[str, ...]:
         *_mark_conflicts(actual, desired),
         *_table_conflicts(actual, desired),
         *_link_conflicts(actual, desired),
+        *vrf_conflicts(actual, desired, record),
         *(
             f"{name}: another eBPF filter sits at our priority and handle of its ingress hook"
             for name in sorted(actual.ingress.foreign & set(desired.attached.attachments))
@@ -36,8 +38,9 @@ def find_conflicts(actual: Actual, desired: Plan) -> tuple[str, ...]:
 
 def _rule_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
     """A rule inside our block would be jumped over by our gotos."""
-    for family in {rule.family for rule in desired.rules}:
-        priorities = [rule.priority for rule in desired.rules if rule.family is family]
+    block = [rule for rule in desired.rules if not rule.device]
+    for family in {rule.family for rule in block}:
+        priorities = [rule.priority for rule in block if rule.family is family]
         first, last = min(priorities), max(priorities)
         for rule in actual.foreign_rules:
             if rule.family is family and first <= rule.priority <= last:
@@ -105,12 +108,14 @@ def new_tables(actual: Actual, desired: Plan) -> frozenset[int]:
 
 
 def _tables(rules: Iterable[FibRule]) -> frozenset[int]:
-    return frozenset(rule.target for rule in rules if rule.action is RuleAction.LOOKUP)
+    return frozenset(rule.target for rule in rules if rule.action is RuleAction.LOOKUP and not rule.device)
 
 
 def _table_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
     foreign_lookups = {rule.table: rule.text for rule in actual.foreign_rules}
-    for table in sorted(new_tables(actual, desired)):
+    # Others may use the table of a VRF that is there: that is what it is for.
+    vrfs = {link.vrf_table for link in actual.links.values()}
+    for table in sorted(new_tables(actual, desired) - vrfs):
         if table in actual.foreign_tables:
             yield (
                 f"routing table {table} holds a route of somebody else ({actual.foreign_tables[table]}):"
@@ -159,5 +164,6 @@ def _vlan(protocol: int, vlan_id: int) -> str:
 def _devices(desired: Plan) -> list[str]:
     routed = {route.device for route in desired.routes if route.device}
     checked = {network.device for network in desired.ingress.networks}
+    enslaved = {slave.device for slave in desired.slaves}
     steered = {network.device for network in desired.steering.networks}
-    return sorted(routed | checked | steered)
+    return sorted(routed | checked | steered | enslaved)

@@ -8,17 +8,20 @@ way. So no packet of a flow that both the old and the new policy serve meets a h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
-from datapath.plan.ingress import IngressProgram, VlanProtocol
+from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Backend, MarkChange, Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
-from datapath.plan.rtnl import FibRule, Route, VlanLink
+from datapath.plan.rtnl import FibRule, Route, RouteType
 from datapath.plan.steering import SteeringProgram
 from datapath.plan.tc import MANY_DEVICES, Hook
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.batches import rule_phase
+from datapath.reconcile.links import LinkChanges, diff_links
 from datapath.reconcile.nft import as_actual, diff_table
 from datapath.reconcile.present import (
     carried_program,
@@ -27,17 +30,14 @@ from datapath.reconcile.present import (
     ready_devices,
 )
 from datapath.reconcile.steps import (
-    AddLink,
     AddRoute,
     AddRule,
-    DeleteLink,
     DeleteRoute,
     DeleteRule,
     ExtendSteering,
     ForgetConnections,
     MoveConnections,
     NftTransaction,
-    SetLinkUp,
     Step,
     SyncIngress,
     TranslateConnections,
@@ -45,6 +45,7 @@ from datapath.reconcile.steps import (
 )
 from datapath.reconcile.sysctls import SysctlChanges, diff_sysctls, inherited, split_by_device
 
+_Step = TypeVar("_Step")
 TABLE_SPEC = f"{TABLE_FAMILY} {TABLE_NAME}"
 
 
@@ -82,18 +83,27 @@ def reconcile(
         forget: pairs of mark and mask whose connections must not survive (networks that are gone).
         unmark: networks whose connections go on without a mark.
     """
-    ready = ready_devices(desired, actual.links)
-    links = _diff_links(actual, desired, record, ready)
+    ready = ready_devices(desired, actual.links, record.slaves)
+    links = diff_links(actual, desired, record, ready)
+    # What the kernel drops meanwhile is added as if it had never been there.
+    routes = dataclasses.replace(actual, routes=links.surviving(actual.routes)) if links.moves else actual
     values = inherited(actual.sysctls, links.created) | dict(actual.sysctls)
     sysctls = diff_sysctls(values, desired.sysctls, desired.rp_filter_exempt, record)
     early, late = split_by_device(sysctls.loosen, links.created)
     steps: list[Step] = [*early, *links.add, *late]
+    vrf_tables = {link.vrf_table for link in actual.links.values()} | {vrf.table for vrf in desired.vrfs}
+    leaks, rules = _split(_added_rules(actual, desired), lambda step: bool(step.rule.device))
+    ends, added = _split(
+        _added_routes(routes, desired, ready), lambda step: _ends_vrf(step.route, vrf_tables)
+    )
+    # A VRF must lead to pods and services, and nowhere else, before it has a device.
+    steps += [*leaks, *ends, *links.moves]
     steering = carried_steering(desired, actual.links)
     if actual.steering.missing:
         steps.append(ExtendSteering(steering))
     # An empty table answers nothing, so the walk goes on as without the rule. The other way round, Linux would walk
     # every route of every IPv6 table for each rule (`fib6_rule_flush_cache`): 5 s instead of 1 for 4,094 networks.
-    steps += [*_added_rules(actual, desired), *_added_routes(actual, desired, ready)]
+    steps += [*rules, *added]
     text = diff_table(actual.table, desired.transition or desired.table, spec=TABLE_SPEC)
     program = carried_program(desired, actual.links)
     filtered = _filtered(actual, program)
@@ -106,16 +116,31 @@ def reconcile(
     )
     nft = [NftTransaction(text)] if text else []
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
-    steps += [*_removed_rules(actual, desired), *_removed_routes(actual, desired)]
+    ended, stale = _split(_removed_routes(routes, desired), lambda step: _ends_vrf(step.route, vrf_tables))
+    steps += [*_removed_rules(actual, desired), *stale]
     steps += _end_of_transition(desired)
     if actual.steering.surplus:
         steps.append(TrimSteering(steering, released))
-    steps += links.remove
-    steps += split_by_device(sysctls.tighten, frozenset(step.link.name for step in links.remove))[0]
+    steps += [*links.remove, *ended]
+    steps += split_by_device(sysctls.tighten, links.deleted)[0]
     steps += [ForgetConnections(mark, mask) for mark, mask in forget]
     steps += [TranslateConnections(change) for change in unmark]
     before, after = _records(record, actual, needed, links, sysctls)
     return ChangeSet(tuple(steps), before, after, needed_devices(desired) - ready)
+
+
+def _split(steps: Iterable[_Step], is_first: Callable[[_Step], bool]) -> tuple[list[_Step], list[_Step]]:
+    """Those of which that is true, and the rest; both in their order."""
+    first: list[_Step] = []
+    rest: list[_Step] = []
+    for step in steps:
+        (first if is_first(step) else rest).append(step)
+    return first, rest
+
+
+def _ends_vrf(route: Route, vrf_tables: set[int]) -> bool:
+    """The last route of a VRF's table: as long as the VRF has a device, no look-up may go on to main."""
+    return route.type is not RouteType.UNICAST and route.table in vrf_tables
 
 
 def _ingress_first(actual: Actual, desired: Plan) -> bool:
@@ -149,53 +174,6 @@ def _end_of_transition(desired: Plan) -> Iterator[Step]:
     yield NftTransaction(diff_table(as_actual(last), desired.table, spec=TABLE_SPEC), follows=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _LinkChanges:
-    add: tuple[Step, ...]
-    remove: tuple[DeleteLink, ...]
-    created: frozenset[str]
-
-
-def _diff_links(actual: Actual, desired: Plan, record: Record, ready: frozenset[str]) -> _LinkChanges:
-    add: list[Step] = []
-    created: set[str] = set()
-    wanted = {link.name for link in desired.links}
-    for link in desired.links:
-        present = actual.links.get(link.name)
-        if link.name not in ready:
-            continue
-        if present is None:
-            add.append(AddLink(link))
-            created.add(link.name)
-        elif not present.up:
-            add.append(SetLinkUp(link.name))
-    remove = []
-    for name in sorted(record.links - wanted):
-        present = actual.links.get(name)
-        # Somebody may have deleted ours and made another device of that name: that one is theirs.
-        if present is not None and present.kind == "vlan":
-            remove.append(DeleteLink(_as_vlan_link(actual, name)))
-    return _LinkChanges(tuple(add), _inner_first(remove), frozenset(created))
-
-
-def _inner_first(steps: list[DeleteLink]) -> tuple[DeleteLink, ...]:
-    """A device before its trunk: with the trunk the kernel takes all devices on it, and the next step would fail."""
-    parents = {step.link.name: step.link.parent for step in steps}
-
-    def depth(name: str) -> int:
-        steps = 0
-        while (name := parents.get(name, "")) in parents and steps < len(parents):
-            steps += 1
-        return steps
-
-    return tuple(sorted(steps, key=lambda step: (-depth(step.link.name), step.link.name)))
-
-
-def _as_vlan_link(actual: Actual, name: str) -> VlanLink:
-    present = actual.links[name]
-    return VlanLink(name, present.parent, present.vlan_id, VlanProtocol(present.vlan_protocol))
-
-
 def _route_key(route: Route) -> tuple[object, ...]:
     """What the kernel takes for the same route: a second one with this key replaces the first."""
     return route.table, route.destination, route.metric
@@ -204,8 +182,10 @@ def _route_key(route: Route) -> tuple[object, ...]:
 def _added_routes(actual: Actual, desired: Plan, ready: frozenset[str]) -> Iterator[AddRoute]:
     missing = desired.route_set - actual.routes
     present = {_route_key(route): route for route in actual.routes} if missing else {}
+    # The table of a VRF that is not as desired may be anybody's.
+    waiting = {vrf.table for vrf in desired.vrfs if vrf.name not in ready}
     for route in sorted(missing, key=Route.sort_key):
-        if not route.device or route.device in ready:
+        if route.table not in waiting and (not route.device or route.device in ready):
             yield AddRoute(route, present.get(_route_key(route)))
 
 
@@ -227,7 +207,7 @@ def _removed_rules(actual: Actual, desired: Plan) -> list[DeleteRule]:
     return [DeleteRule(rule) for rule in sorted(stale, key=_adding_order, reverse=True)]
 
 
-def _adding_order(rule: FibRule) -> tuple[int, ...]:
+def _adding_order(rule: FibRule) -> tuple[int | str, ...]:
     """Exemptions, then jumps, then look-ups; each from the bottom up.
 
     So nothing is sent away before its exemption is there. A jump leads to where all leaves of its marks stand or will
@@ -271,14 +251,20 @@ def _records(
     record: Record,
     actual: Actual,
     needed: frozenset[str],
-    links: _LinkChanges,
+    links: LinkChanges,
     sysctls: SysctlChanges,
 ) -> tuple[Record, Record]:
     clsact = (record.clsact & actual.ingress.clsact) | (needed - actual.ingress.clsact)
-    before = Record(sysctls.saved, record.links | links.created, record.clsact | clsact)
+    before = Record(
+        sysctls.saved,
+        record.links | links.created,
+        record.clsact | clsact,
+        {**record.slaves, **links.slaves},
+    )
     after = Record(
         {key: saved for key, saved in sysctls.saved.items() if key not in sysctls.released},
-        (record.links | links.created) - {step.link.name for step in links.remove},
+        (record.links | links.created) - links.deleted,
         clsact & needed,
+        links.kept_slaves,
     )
     return before, after

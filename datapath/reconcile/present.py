@@ -12,17 +12,43 @@ from collections.abc import Mapping
 
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
+from datapath.plan.rtnl import Slave, VrfLink
 from datapath.plan.steering import SteeringProgram
 from datapath.reconcile.actual import ActualLink
 
 
-def ready_devices(plan: Plan, links: Mapping[str, ActualLink]) -> frozenset[str]:
-    """Devices that are up, or are once the plan's VLAN devices have been made and set up."""
+def ready_devices(
+    plan: Plan, links: Mapping[str, ActualLink], slaves: Mapping[str, str] | None = None
+) -> frozenset[str]:
+    """Devices that are up where the plan wants them, or are once we have made, set up and moved what we may.
+
+    Args:
+        plan: what is desired.
+        links: as they are.
+        slaves: VRF by device: those that we put into one, and may move.
+    """
     ready = {link.name for link in links.values() if link.up}
     for link in plan.links:  # a trunk comes before the devices on it
         if link.parent in ready:
             ready.add(link.name)
+    for vrf in plan.vrfs:
+        (ready.add if is_ready_vrf(vrf, links.get(vrf.name)) else ready.discard)(vrf.name)
+    ready -= {slave.device for slave in plan.slaves if slave.vrf not in ready}
+    ready -= {slave.device for slave in plan.slaves if not is_free_for(slave, links, slaves or {})}
     return frozenset(ready)
+
+
+def is_free_for(slave: Slave, links: Mapping[str, ActualLink], slaves: Mapping[str, str]) -> bool:
+    """The device is in its VRF, in none, or in one that we put it into."""
+    present = links.get(slave.device)
+    return present is None or present.vrf in ("", slave.vrf, slaves.get(slave.device))
+
+
+def is_ready_vrf(vrf: VrfLink, present: ActualLink | None) -> bool:
+    """It is there with its table, or is once we have made it."""
+    if present is None:
+        return vrf.is_made
+    return present.kind == "vrf" and present.vrf_table == vrf.table and (present.up or vrf.is_made)
 
 
 def needed_devices(plan: Plan) -> frozenset[str]:
@@ -31,6 +57,8 @@ def needed_devices(plan: Plan) -> frozenset[str]:
     return (
         frozenset(route.device for route in plan.routes if route.device)
         | {link.name for link in plan.links}
+        | {slave.device for slave in plan.slaves}
+        | {vrf.name for vrf in plan.vrfs}
         | {network.device for network in networks}
         | {network.point.ifname for network in networks}
         | {network.device for network in plan.steering.networks}
@@ -75,6 +103,8 @@ def carried_plan(plan: Plan, links: Mapping[str, ActualLink]) -> Plan:
     return dataclasses.replace(
         plan,
         links=tuple(link for link in plan.links if link.name in ready),
+        vrfs=tuple(vrf for vrf in plan.vrfs if vrf.is_made or vrf.name in links),
+        slaves=tuple(slave for slave in plan.slaves if slave.device in ready or slave.device in links),
         routes=tuple(route for route in plan.routes if not route.device or route.device in ready),
         ingress=dataclasses.replace(plan.ingress, networks=networks),
         steering=_without(plan.steering, ready),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import MarkChange, ZoneChange
-from datapath.plan.rtnl import FibRule, Route, VlanLink
+from datapath.plan.rtnl import FibRule, Route, Slave, VlanLink, VrfLink
 from datapath.plan.steering import SteeringProgram
 
 
@@ -29,21 +29,25 @@ class SetSysctl:
 
 @dataclass(frozen=True, slots=True)
 class AddLink:
-    """Create a VLAN device and set it up."""
+    """Create a VLAN or VRF device and set it up."""
 
-    link: VlanLink
+    link: VlanLink | VrfLink
 
     def describe(self) -> str:
+        if isinstance(self.link, VrfLink):
+            return f"add VRF {self.link.name} (table {self.link.table})"
         return f"add VLAN device {self.link.name} (VLAN {self.link.vlan_id} on {self.link.parent})"
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteLink:
-    """Remove a VLAN device that we created."""
+    """Remove a VLAN or VRF device that we created."""
 
-    link: VlanLink
+    link: VlanLink | VrfLink
 
     def describe(self) -> str:
+        if isinstance(self.link, VrfLink):
+            return f"delete VRF {self.link.name}"
         return f"delete VLAN device {self.link.name}"
 
 
@@ -55,6 +59,26 @@ class SetLinkUp:
 
     def describe(self) -> str:
         return f"set {self.name} up"
+
+
+@dataclass(frozen=True, slots=True)
+class Enslave:
+    """Put a device into a VRF. The kernel sets it down and up for that: its routes are lost, in every table."""
+
+    slave: Slave
+
+    def describe(self) -> str:
+        return f"put {self.slave.device} into VRF {self.slave.vrf}"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Take a device out of a VRF that we put it into; as `Enslave`, it costs its routes."""
+
+    slave: Slave
+
+    def describe(self) -> str:
+        return f"take {self.slave.device} out of VRF {self.slave.vrf}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +228,8 @@ Step = (
     | AddLink
     | DeleteLink
     | SetLinkUp
+    | Enslave
+    | Release
     | AddRoute
     | DeleteRoute
     | AddRule
@@ -221,6 +247,8 @@ _KINDS: dict[type[Step], str] = {
     AddLink: "link",
     DeleteLink: "link",
     SetLinkUp: "link",
+    Enslave: "link",
+    Release: "link",
     AddRoute: "route",
     DeleteRoute: "route",
     AddRule: "rule",

@@ -19,7 +19,7 @@ from datapath.reconcile.steps import SetSysctl
 _RP_FILTER = re.compile(r"net/ipv4/conf/(?P<device>[^/]+)/rp_filter\Z")
 
 _DEVICE = re.compile(r"net/ipv[46]/conf/(?P<device>[^/]+)/")
-_DEFAULT = re.compile(r"net/ipv4/conf/default/(?P<name>.+)\Z")
+_DEFAULT = re.compile(r"net/(?P<family>ipv[46])/conf/default/(?P<name>.+)\Z")
 
 
 def rp_filter_key(device: str) -> str:
@@ -126,9 +126,15 @@ def _direction(step: object) -> int:
 def inherited(actual: Mapping[str, str], devices: Iterable[str]) -> dict[str, str]:
     """What devices that do not exist yet will start with: the values of `default`."""
     defaults = {
-        match["name"]: value for key, value in actual.items() if (match := _DEFAULT.match(key)) is not None
+        (match["family"], match["name"]): value
+        for key, value in actual.items()
+        if (match := _DEFAULT.match(key)) is not None
     }
-    return {f"net/ipv4/conf/{device}/{name}": value for device in devices for name, value in defaults.items()}
+    return {
+        f"net/{family}/conf/{device}/{name}": value
+        for device in devices
+        for (family, name), value in defaults.items()
+    }
 
 
 def split_by_device(

@@ -213,7 +213,7 @@ class Healer:
             tuple(held),
             {key: delay for key, delay in delays.items() if delay},
             _waiting(self._networks, plan, actual),
-            find_conflicts(actual, carried_plan(plan, actual.links)),
+            find_conflicts(actual, carried_plan(plan, actual.links), state.record),
             tuple(network.name for network in self._networks),
         )
 

@@ -20,7 +20,7 @@ from datapath.facts import Facts, LinkFacts
 from datapath.kernel import conntrack, conntrack_zones, executor, sysctl
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.plan.model import Plan
-from datapath.plan.rtnl import VlanLink
+from datapath.plan.rtnl import Family, VlanLink, VrfLink
 from datapath.plan.tc import Hook
 from datapath.reconcile.actual import Actual, ActualLink, ForeignRule
 from datapath.reconcile.present import carried_program
@@ -56,6 +56,7 @@ class FakeKernel:
         self.nft, self.ingress = Nft(), Ingress(hook)
         self.sysctls = dict(sysctls)
         self.foreign_rules = foreign_rules
+        self._had_vrf = False
         for link in links:
             self.links.put(link)
 
@@ -64,14 +65,28 @@ class FakeKernel:
         made.links, made.rules, made.routes = self.links.copy(), self.rules.copy(), self.routes.copy()
         made.nft.table = self.nft.table and self.nft.table.copy()
         made.ingress = self.ingress.copy()
+        made._had_vrf = self._had_vrf
         return made
 
-    def add_vlan(self, link: VlanLink) -> None:
+    def add_link(self, link: VlanLink | VrfLink) -> None:
         known = set(self.links.by_name)
         try:
-            self.links.add_vlan(link)
+            if isinstance(link, VrfLink):
+                self.links.add_vrf(link)
+                self._add_l3mdev_rules()
+            else:
+                self.links.add_vlan(link)
         finally:
             self._inherit_sysctls(set(self.links.by_name) - known)
+
+    def _add_l3mdev_rules(self) -> None:
+        """`vrf_add_fib_rules`: with the first VRF of a namespace, once."""
+        if not self._had_vrf:
+            self.foreign_rules += tuple(
+                ForeignRule(family, 1000, 0, 0, 0, 2, f"ip -{family} rule 1000: l3mdev", is_l3mdev=True)
+                for family in Family
+            )
+        self._had_vrf = True
 
     def set_sysctl(self, key: str, value: str) -> None:
         if key not in self.sysctls:
@@ -85,11 +100,16 @@ class FakeKernel:
 
     def device_deleted(self, name: str) -> None:
         """A device goes, and with it all that hangs on it."""
-        gone = self.links.delete(name)
-        self.routes.drop_devices(gone)
+        lost = self.links.delete(name)
+        self.routes.drop_devices(lost)
+        gone = lost - set(self.links.by_name)
         self.ingress.drop_devices(gone)
         keys = {key for key in self.sysctls if key.split("/")[3:4] and key.split("/")[3] in gone}
         self.sysctls = {key: value for key, value in self.sysctls.items() if key not in keys}
+
+    def device_moved(self, name: str, vrf: str) -> None:
+        """Into a VRF, or out of any: its routes go, its filter stays."""
+        self.routes.drop_devices(self.links.move(name, vrf))
 
     def device_down(self, name: str) -> None:
         """Somebody sets a device down: its routes go, its filter stays."""
@@ -133,6 +153,8 @@ class FakeKernel:
                     vlan_id=link.vlan_id,
                     vlan_protocol=link.vlan_protocol,
                     up=link.up,
+                    vrf=link.vrf,
+                    vrf_table=link.vrf_table,
                 )
                 for link in links
             ),
@@ -166,7 +188,11 @@ class FakeKernel:
             patch.setattr(module, "observe", self.observe)
         patch.setattr(controller, "observe_facts", self.facts)
         rtnl = FakeRtnl(self.links, self.rules, self.routes)
-        patch.setattr(rtnl, "add_vlan", self.add_vlan, raising=False)
+        patch.setattr(rtnl, "add_link", self.add_link, raising=False)
+        patch.setattr(
+            rtnl, "enslave", lambda slave: self.device_moved(slave.device, slave.vrf), raising=False
+        )
+        patch.setattr(rtnl, "release", lambda device: self.device_moved(device, ""), raising=False)
         patch.setattr(rtnl, "delete_link", self.device_deleted, raising=False)
         patch.setattr(rtnl, "set_up", self.links.set_up, raising=False)
         for name, value in {

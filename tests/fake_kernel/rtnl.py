@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from datapath.errors import KernelError
 from datapath.kernel.rtnl import FibChange, Verb
-from datapath.plan.rtnl import FibRule, Route, RuleAction, VlanLink
+from datapath.plan.rtnl import FibRule, Route, RuleAction, VlanLink, VrfLink
 from datapath.reconcile.actual import ActualLink
 from tests.fake_kernel.refusal import refuse
 
@@ -51,6 +51,19 @@ class Links:
         self.put(ActualLink(link.name, False, "vlan", *vlan))
         self.set_up(link.name)
 
+    def add_vrf(self, link: VrfLink) -> None:
+        if link.name in self.by_name:
+            raise refuse("add VRF", errno.EEXIST)
+        self.put(ActualLink(link.name, True, "vrf", vrf_table=link.table))
+
+    def move(self, device: str, vrf: str) -> frozenset[str]:
+        """Into a VRF, or out of any; the device goes down and up. Returns the devices whose routes are lost."""
+        link = self.require(device)
+        if vrf:
+            self.require(vrf)
+        self.by_name[device] = dataclasses.replace(link, vrf=vrf)
+        return self._with_uppers(device) if link.vrf != vrf else frozenset()
+
     def set_up(self, name: str) -> None:
         link = self.require(name)
         if link.kind == "vlan" and not self.by_name[link.parent].up:
@@ -66,8 +79,12 @@ class Links:
         return family
 
     def delete(self, name: str) -> frozenset[str]:
-        """Remove a device; the VLAN devices on it go along. Returns all that went."""
-        self.require(name)
+        """Remove a device; the VLAN devices on it go along. Returns all that went, or lost their routes."""
+        if self.require(name).kind == "vrf":
+            slaves = [link.name for link in self.by_name.values() if link.vrf == name]
+            moved = [self.move(slave, "") for slave in slaves]
+            del self.by_name[name], self.indexes[name]
+            return frozenset({name}).union(*moved)
         family = self._with_uppers(name)
         for member in family:
             del self.by_name[member], self.indexes[member]
@@ -120,6 +137,7 @@ def _has_selectors(present: FibRule, asked: FibRule) -> bool:
         and _table(present) == _table(asked)
         and asked.source in (None, present.source)
         and asked.destination in (None, present.destination)
+        and asked.device in ("", present.device)
     )
 
 

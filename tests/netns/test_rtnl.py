@@ -78,6 +78,8 @@ def rules(draw: st.DrawFn) -> FibRule:
         mask,
         draw(selector),
         draw(selector),
+        # A device may be missing, and a name as long as they can be.
+        draw(st.sampled_from(["", "lo", "missing0", "a-name-15-bytes"])),
     )
 
 
@@ -125,6 +127,7 @@ def rule_by_pyroute2(message: Any, family: Family) -> FibRule:
         message.get("FRA_FWMASK") or 0,
         prefix(family, message.get("FRA_SRC"), source) if source else None,
         prefix(family, message.get("FRA_DST"), destination) if destination else None,
+        message.get("FRA_IIFNAME") or "",
     )
 
 

@@ -19,6 +19,7 @@ from datapath.controller import Applied, Controller, Drift
 from datapath.kernel import ingress
 from datapath.plan.ingress import Verdict
 from datapath.policy import parse_policy
+from datapath.service.healer import Healer, Look
 from datapath.state import StateDirectory
 from tests.bpf.conftest import inside
 from tests.netns.nodes import quick_dump
@@ -47,19 +48,32 @@ class Ground:
     """
 
     lab: Lab
-    controller: Controller
+    directory: StateDirectory
     paths: dict[str, Path]
     before: dict[str, str]
     slots: dict[str, int] = field(default_factory=dict)
 
-    def policy(self, *elements: str) -> str:
-        internal = ", ".join(f'"{c}"' for c in (*POD_CIDRS.values(), *SERVICE_CIDRS.values()))
-        return f"version: 1\nnode:\n  internal: [{internal}]\nnetworks:\n{KEEPER}{''.join(elements)}"
+    @property
+    def controller(self) -> Controller:
+        return Controller(self.directory)
 
-    def apply(self, *elements: str) -> Applied:
-        """Apply the keeper and these networks."""
+    def heal(self) -> Look:
+        """What the daemon does when it hears of something."""
+        healer = Healer(self.directory)
+        try:
+            with inside(self.lab.node.name):
+                return healer.look()
+        finally:
+            healer.close()
+
+    def policy(self, *elements: str, top: str = "") -> str:
+        internal = ", ".join(f'"{c}"' for c in (*POD_CIDRS.values(), *SERVICE_CIDRS.values()))
+        return f"version: 1\n{top}node:\n  internal: [{internal}]\nnetworks:\n{KEEPER}{''.join(elements)}"
+
+    def apply(self, *elements: str, top: str = "") -> Applied:
+        """Apply the keeper and these networks, and more at the top level."""
         with inside(self.lab.node.name):
-            applied = self.controller.apply(parse_policy(self.policy(*elements).encode(), "vm.yaml"))
+            applied = self.controller.apply(parse_policy(self.policy(*elements, top=top).encode(), "vm.yaml"))
         self.slots = {item.name: item.slot for item in applied.plan.ids}
         return applied
 
@@ -107,7 +121,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         lab.node.ip(["link add keep0 type dummy", "link set keep0 up"])
         with build_paths(lab) as paths:
             state: FilePath = tmp_path_factory.mktemp("state")
-            ground = Ground(lab, Controller(StateDirectory(state)), paths, {})
+            ground = Ground(lab, StateDirectory(state), paths, {})
+            # The kernel's rule for VRFs comes with the first one, and stays.
+            lab.node.ip(["link add first type vrf table 9", "link del first"])
             ground.before = ground.dump()
             yield ground
 

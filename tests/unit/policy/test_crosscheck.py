@@ -191,6 +191,23 @@ def test_tables() -> None:
     ]
 
 
+def test_networks_of_one_vrf() -> None:
+    red, blue = {"name": "red", "table": 7}, {"name": "blue", "table": 8}
+    one = {"vips": ["192.0.2.0/24"], "gateway": "192.0.2.1"}
+    two = {"vips": ["198.51.100.0/24"], "gateway": "198.51.100.1"}
+    six = {"vips": ["2001:db8::/64"], "gateway": "2001:db8::1"}
+    link = {"vips": ["203.0.113.0/24"]}
+    assert (
+        paths(policy(one | {"vrf": red}, two | {"vrf": blue}, six | {"vrf": red}, link | {"vrf": red})) == []
+    )
+    assert paths(policy(one | {"vrf": red}, two | {"vrf": red})) == [("networks", 1, "gateway")]
+    shared = {"vips": ["203.0.113.9"], "gateway": "192.0.2.1", "on_link": ["192.0.2.0/24"]}
+    assert paths(policy({"vips": ["192.0.2.0/24"], "vrf": red}, shared | {"vrf": red})) == [
+        ("networks", 1, "on_link")
+    ]
+    assert paths(policy({"vips": ["192.0.2.0/24"], "vrf": red}, shared | {"vrf": blue})) == []
+
+
 def test_devices() -> None:
     dot1q = {"vlan": {"parent": "eth0", "id": 5}}
     dot1ad = {"vlan": {"parent": "eth0", "id": 5, "protocol": "802.1ad", "name": "outer"}}
@@ -220,7 +237,6 @@ def test_rule_priorities(priority: int) -> None:
 
 #: A policy that uses each feature of the table, so that no entry is there in vain.
 USES: dict[tuple[str, bool], tuple[dict[str, Any], dict[str, Any]]] = {
-    ("vrf", True): ({"vrf": {"name": "red", "table": 7}}, {}),
     ("egress", False): ({}, {"egress": [{"network": "n0", "sources": ["10.0.0.0/8"]}]}),
 }
 
@@ -255,6 +271,7 @@ GATEWAY = {"vips": ["192.0.2.0/24"], "gateway": "192.0.2.1"}
         ({"track": "last"}, {"steering": "direct"}, ("networks", 0, "track")),
         ({"steering": "direct", "mark": 0x10000}, {}, ("networks", 0, "mark")),
         ({"steering": "direct", "table": 100}, {}, ("networks", 0, "table")),
+        ({"steering": "direct", "vrf": {"name": "red", "table": 7}}, {}, ("networks", 0, "vrf")),
         ({"steering": "direct", "return_path": "none"}, {}, ("networks", 0, "return_path")),
         ({"steering": "direct"}, {"backend": "nft"}, ("backend",)),
     ],

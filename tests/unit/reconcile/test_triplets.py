@@ -18,6 +18,7 @@ import yaml
 from datapath.compiler import compile_policy
 from datapath.kernel.executor import Executor
 from datapath.plan.model import Plan
+from datapath.plan.rtnl import VrfLink
 from datapath.policy import parse_policy
 from datapath.reconcile.actual import ActualLink
 from datapath.reconcile.conflicts import find_conflicts
@@ -36,6 +37,8 @@ def bare_node(devices: tuple[str, ...] = DEVICES) -> FakeKernel:
     keys = [
         f"net/ipv4/conf/{name}/{key}" for name in ("all", "default", "lo", *devices) for key in PER_DEVICE
     ]
+    keys += [f"net/ipv6/conf/{name}/keep_addr_on_down" for name in devices]
+    keys += ["net/ipv4/tcp_l3mdev_accept", "net/ipv4/udp_l3mdev_accept"]
     sysctls = {key: "1" if key.endswith("/rp_filter") else "0" for key in keys}
     return FakeKernel([ActualLink(name, up=True) for name in ("lo", *devices)], sysctls)
 
@@ -82,6 +85,12 @@ def happen(kernel: FakeKernel, events: list[dict[str, str]]) -> None:
             kernel.nft.table = None
         elif verb == "make device":
             kernel.device_made(ActualLink(name, up=True, kind="dummy"))
+        elif verb == "make VRF":
+            vrf, table = name.split()
+            kernel.add_link(VrfLink(vrf, int(table), is_made=False))
+        elif verb == "move":
+            device, _, vrf = name.partition(" ")
+            kernel.device_moved(device, vrf)
         elif verb == "detach program":
             del kernel.ingress.attached[name]
         else:
@@ -96,7 +105,7 @@ def result(case: str) -> str:
         site.carry_out(current["policy"])
     happen(site.kernel, current.get("since", []))
     plan = site.plan((FOLDER / case / "desired.yaml").read_text(encoding="utf-8"))
-    conflicts = find_conflicts(site.kernel.observe(plan, site.state), plan)
+    conflicts = find_conflicts(site.kernel.observe(plan, site.state), plan, site.state.record)
     changes = site.changes(plan)
     lines = [f"refused: {conflict}" for conflict in conflicts]
     lines += [f"waits for {name}" for name in sorted(changes.waiting)]
@@ -127,7 +136,7 @@ def test_after_the_steps_nothing_is_left_to_do(case: str) -> None:
         site.carry_out(current["policy"])
     happen(site.kernel, current.get("since", []))
     plan = site.plan(desired)
-    if find_conflicts(site.kernel.observe(plan, site.state), plan):
+    if find_conflicts(site.kernel.observe(plan, site.state), plan, site.state.record):
         return
     site.carry_out(desired)
     site.carry_out(desired)  # a VLAN device may have to exist first

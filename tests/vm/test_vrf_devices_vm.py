@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VRFs that come and go around a device: made, given, somebody else's, in the way; and what is given back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from datapath.errors import ConflictError
+from tests.vm.conftest import Ground
+from tests.vm.test_matrix_vm import faults
+from tests.vm.vrf import BLUE, GIVEN, RED, UNCHECKED, reaches, sent_to_the_node
+from tools.lab import vlan_cells
+from tools.lab.dump import difference
+from tools.lab.topology import ELSEWHERE, FAMILIES, POD_A
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.root,
+    pytest.mark.bpf,
+    *(pytest.mark.kernel_feature(name) for name in ("8021q", "vrf")),
+]
+
+
+def test_the_same_attempts_arrive_without_vrfs(ground: Ground) -> None:
+    """What the test above tries can succeed."""
+    settled = ground.dump()
+    ground.apply(ground.paths["given"].policy + UNCHECKED)
+    with sent_to_the_node(ground.paths["given"], [POD_A, ELSEWHERE]):
+        arrived = [
+            reaches(ground, role, address, 4) for role, address in (("pod_a", POD_A), ("gw", ELSEWHERE))
+        ]
+    ground.apply()
+    assert arrived == [True, True]
+    assert difference(settled, ground.dump()) == ""
+
+
+def test_the_matrix_by_nftables(ground: Ground) -> None:
+    ground.apply(ground.public() + RED, top="backend: nft\n")
+    ground.lab.announce(ground.lab.networks[0])
+    assert faults(ground, vlan_cells(ground.lab.networks)) == []
+    ground.apply()
+
+
+@contextlib.contextmanager
+def links(ground: Ground, *lines: str) -> Iterator[None]:
+    """Devices of others, for a while; the first word of each is the name."""
+    ground.lab.node.ip([f"link add {line}" for line in lines])
+    try:
+        yield
+    finally:
+        ground.lab.node.ip([f"link del {line.split()[0]}" for line in lines])
+
+
+def test_a_table_of_somebody_else_is_refused(ground: Ground) -> None:
+    path = ground.paths["given"]
+    with (
+        links(ground, "theirs type vrf table 3"),
+        pytest.raises(ConflictError, match="table 3 is that of VRF theirs"),
+    ):
+        ground.apply(path.policy + BLUE)
+    with links(ground, "blue type vrf table 4"), pytest.raises(ConflictError, match="blue has table 4"):
+        ground.apply(path.policy + BLUE)
+    ground.lab.node.ip(["route add 192.0.2.0/24 dev eth0 table 3"])
+    try:
+        with pytest.raises(ConflictError, match="table 3 holds a route of somebody else"):
+            ground.apply(path.policy + BLUE)
+    finally:
+        ground.lab.node.ip(["route del 192.0.2.0/24 dev eth0 table 3"])
+    with pytest.raises(ConflictError, match="there is no VRF blue"):
+        ground.apply(path.policy + GIVEN)
+
+
+def test_a_device_that_others_route_by_is_refused(ground: Ground) -> None:
+    path = ground.paths["given"]
+    ground.lab.node.ip([f"route add 192.0.2.0/24 dev {path.device}"])
+    try:
+        with pytest.raises(ConflictError, match=r"would lose the main table's route to 192.0.2.0/24"):
+            ground.apply(path.policy + BLUE)
+    finally:
+        ground.lab.node.ip([f"route del 192.0.2.0/24 dev {path.device}"])
+
+
+def test_a_vrf_of_others_is_used_and_left_and_addresses_come_back(ground: Ground) -> None:
+    path, node = ground.paths["given"], ground.lab.node
+    addresses = ("192.0.2.9/24", "2001:db8:9::9/64")
+    with links(ground, "blue type vrf table 3"):
+        node.ip(["link set blue up", *(f"addr add {address} dev {path.device}" for address in addresses)])
+        try:
+            before = ground.dump()
+            ground.apply(path.policy + GIVEN)
+            assert [path.is_served(family) for family in FAMILIES] == [True, True]
+            assert "192.0.2.0/24" in node.run("ip", "route", "show", "table", "3")
+            assert "192.0.2.0/24" not in node.run("ip", "route", "show")
+            ground.apply()
+            assert difference(before, ground.dump()) == ""
+        finally:
+            node.ip([f"addr del {address} dev {path.device}" for address in addresses])
