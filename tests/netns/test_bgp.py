@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,7 +225,8 @@ def test_transfers_survive_a_reset_of_the_sessions(ground: Ground, side: str) ->
     targets = [
         VIPS[b].get(f) for b in (Backend.LOCAL_POD, Backend.REMOTE_POD, Backend.HOST_VIP) for f in FAMILIES
     ]
-    transfers = [Transfer(ground.lab, "client", target, pause_s=0.02) for target in targets]
+    # TCP waits longer with each try, so nothing may come for twice as long as the sessions are down.
+    transfers = [Transfer(ground.lab, "client", target, pause_s=0.02, seconds=60) for target in targets]
     speaker = ground.node if side == "node" else ground.router
     resets = count_resets(ground)
     for transfer in transfers:
@@ -253,45 +255,63 @@ def count_resets(ground: Ground) -> int:
     )
 
 
-def test_without_a_session_answers_are_refused_and_never_leave_elsewhere(ground: Ground) -> None:
-    client, vip = "client", VIPS[Backend.LOCAL_POD].v4
-    with connect(ground.lab, client, vip) as sock:
-        assert '"source"' in ask_line(sock, "who")
-        ground.node.stop("bgpd")
+@pytest.fixture
+def silent(ground: Ground) -> Iterator[Ground]:
+    """The node's speaker is gone, and its routes with it; the router goes on sending to one VIP."""
+    way = f"{VIPS[Backend.LOCAL_POD].v4} via {NODE.v4}"
+    ground.node.stop("bgpd")
+    try:
         ground.node.wait(lambda: not ground.learned(4) and not ground.learned(6), "its routes are gone")
-        ((severity, text),) = ground.doctor()
-        assert (severity, f"table {TABLE} of network public" in text) == ("warn", True)
-        ground.lab.reset_counters()
-        # The router has lost the VIPs with the session: requests come all the same, by a route of ours.
-        ground.lab["router"].ip([f"route add {vip} via {NODE.v4}"])
-        sock.sendall(b"who\n")
-        sock.settimeout(1.5)
-        with pytest.raises(TimeoutError):
-            sock.recv(100)
-        assert ground.lab.by_gateway.read() == []
-        ground.lab["router"].ip([f"route del {vip} via {NODE.v4}"])
+        ground.lab["router"].ip([f"route replace {way}"])
+        yield ground
+    finally:
+        ground.lab["router"].run("ip", "route", "flush", "proto", "boot", str(VIPS[Backend.LOCAL_POD].v4))
         ground.node.start("bgpd")
         ground.established()
-        # What was answered meanwhile is sent again.
-        sock.settimeout(20)
+
+
+@pytest.fixture
+def conversation(ground: Ground) -> Iterator[socket.socket]:
+    """A connection that was there before."""
+    with connect(ground.lab, "client", VIPS[Backend.LOCAL_POD].v4, seconds=60) as sock:
+        assert '"source"' in ask_line(sock, "who")
+        yield sock
+        # What was answered meanwhile is sent again, once there is a way.
+        sock.settimeout(60)
         assert b'"source"' in sock.recv(4096)
-    assert ground.lab.by_gateway.wrong_way() == 0
-    assert ground.drift() == []
 
 
-@pytest.mark.parametrize("how", ["ends", "killed"])
-def test_our_routes_survive_a_restart_of_zebra(ground: Ground, how: str) -> None:
-    """A zebra that is killed leaves its routes; the next one sweeps what FRR's protocols left, in every table.
+def test_without_a_session_answers_are_refused_and_never_leave_elsewhere(
+    conversation: socket.socket, silent: Ground
+) -> None:
+    ((severity, text),) = silent.doctor()
+    assert (severity, f"table {TABLE} of network public" in text) == ("warn", True)
+    silent.lab.reset_counters()
+    conversation.sendall(b"who\n")
+    conversation.settimeout(1.5)
+    with pytest.raises(TimeoutError):
+        conversation.recv(100)
+    assert silent.lab.by_gateway.wrong_way() == 0
+    assert silent.drift() == []
+
+
+@pytest.mark.parametrize(
+    ("kill", "options"),
+    [(False, ()), (True, ()), (True, ("-r",))],
+    ids=["ends", "killed", "killed-and-retains"],
+)
+def test_our_routes_survive_a_restart_of_zebra(ground: Ground, kill: bool, options: tuple[str, ...]) -> None:
+    """A zebra that is killed leaves its routes; the next one sweeps what FRR left, next hops even with `-r`.
 
     The others are restarted with it, as watchfrr does.
     """
     ours = ground.ours()
     assert len(ours) == 5
-    ground.node.stop("zebra", kill=how == "killed")
+    ground.node.stop("zebra", kill=kill)
     assert ground.ours() == ours
-    ground.node.stop("bgpd", kill=how == "killed")
-    assert [bool(ground.learned(f)) for f in FAMILIES] == [how == "killed"] * 2
-    ground.node.start("zebra")
+    ground.node.stop("bgpd", kill=kill)
+    assert [bool(ground.learned(f)) for f in FAMILIES] == [kill] * 2
+    ground.node.start("zebra", *options)
     ground.node.start("bgpd")
     ground.established()
     assert ground.ours() == ours

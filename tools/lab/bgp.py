@@ -34,14 +34,12 @@ class Frr:
     Args:
         namespace: where.
         config: of bgpd, as it would stand in frr.conf.
-        retain: zebra keeps the routes that it finds of its own, as with `-r`.
     """
 
-    def __init__(self, namespace: Namespace, config: str, *, retain: bool = False) -> None:
+    def __init__(self, namespace: Namespace, config: str) -> None:
         self._namespace = namespace
         self._folder = Path()
         self._config = config
-        self._retain = retain
         self._stack = ExitStack()
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -67,16 +65,15 @@ class Frr:
             self.stop(name)
         self._stack.close()
 
-    def start(self, name: str) -> None:
-        """Start `zebra` or `bgpd`, and wait until it listens to vtysh.
+    def start(self, name: str, *options: str) -> None:
+        """Start `zebra` or `bgpd`, with further options, and wait until it listens to vtysh.
 
         Raises:
             LabError: it did not come up.
         """
         log = self._stack.enter_context((self._folder / f"{name}.log").open("ab"))
-        keep = ["-r"] if self._retain and name == "zebra" else []
         self._daemons[name] = subprocess.Popen(
-            self._namespace.argv(str(_PROGRAMS / name), *self._options(name), *keep),
+            self._namespace.argv(str(_PROGRAMS / name), *self._options(name), *options),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -148,13 +148,23 @@ class Background:
 
 
 class Transfer(Background):
-    """A TCP connection that downloads and uploads without end, and compares every byte."""
+    """A TCP connection that downloads and uploads without end, and compares every byte.
+
+    Args:
+        lab: where.
+        role: of the client.
+        target: who is asked.
+        pause_s: between two turns.
+        seconds: how long nothing may come.
+    """
 
     SIZE = 1 << 18
 
-    def __init__(self, lab: Lab, role: str, target: IpAddress, *, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, lab: Lab, role: str, target: IpAddress, *, pause_s: float = 0.0, seconds: float = _PATIENCE
+    ) -> None:
         super().__init__(pause_s=pause_s)
-        self._sock = connect(lab, role, target)
+        self._sock = connect(lab, role, target, seconds=seconds)
         self._expected = zlib.crc32(pattern(self.SIZE))
 
     def turn(self) -> None:
