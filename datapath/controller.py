@@ -154,7 +154,7 @@ class Controller:
             except (DatapathError, KeyboardInterrupt) as error:
                 self._log.warning("apply_failed", error=str(error))
                 History(self._directory).discard(state.generation + 1)
-                undertaking.roll_back(lambda: _previous_plan(state, prepared.facts), state)
+                undertaking.roll_back(lambda: _previous_plan(state, prepared), state)
                 raise
             self._log.info("policy_applied", steps=len(steps), networks=len(plan.ids))
             return Applied(plan, steps, done.generation, probing.warnings)
@@ -344,12 +344,12 @@ def _policy_in_force(state: State) -> Policy | None:
     return parse_in_force(state).policy if state.policy else None
 
 
-def _previous_plan(state: State, observed: Facts) -> Plan:
+def _previous_plan(state: State, change: _Prepared) -> Plan:
     """What to go back to: the policy in force, or nothing.
 
     Args:
         state: before the change.
-        observed: before the change, with what both policies need to know.
+        change: that is undone; its facts are from before it, with what both policies need to know.
 
     Raises:
         InputError: this version or this host no longer knows how.
@@ -357,7 +357,9 @@ def _previous_plan(state: State, observed: Facts) -> Plan:
     policy = _policy_in_force(state)
     if policy is None:
         return Plan(state.fwmark_mask)
-    return compile_policy(policy, observed.model_copy(update={"ebpf_refused": state.ebpf_refused}))
+    moved = {ids.name: ids.zone for ids in observe_facts(state).ids} if change.plan.zone_changes else {}
+    facts = change.facts.model_copy(update={"ebpf_refused": state.ebpf_refused, "live_zones": moved})
+    return compile_policy(policy, facts)
 
 
 def _probation(state: State, seconds: float) -> Pending:

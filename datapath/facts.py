@@ -74,6 +74,8 @@ class Facts(_Frozen):
         default_devices: that main's default routes leave by, by family; only looked at for `steering: direct`.
         taken_zones: connection-tracking zones that others use, with who does; only looked at for `isolate_clients`.
         flowtables: of others: family, table and name.
+        live_zones: where connections of our networks are, by name, if not where `ids` say: on the way back from a
+            change that moved them.
         stale_early_demux: the kernel hands a packet to the socket that it found before NAT changed its port.
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
         ipv6: this kernel has IPv6 (`ipv6.disable=1` takes it away).
@@ -90,6 +92,7 @@ class Facts(_Frozen):
     default_devices: dict[int, tuple[str, ...]] = {}
     taken_zones: dict[int, str] = {}
     flowtables: tuple[str, ...] = ()
+    live_zones: dict[str, int] = {}
     stale_early_demux: bool = False
     forwarding: dict[int, bool] = {4: True, 6: True}
     ipv6: bool = True

@@ -133,7 +133,7 @@ class Undertaking:
                 self._log.warning("rollback_refused", error=str(error))
                 for step in batch:
                     caution.not_done(step)
-        left = reconcile(observe(plan, state), plan, state.record)
+        left = reconcile(observe(plan, state), plan.settled, state.record)
         if left.steps:
             self._log.error("rollback_incomplete", first=left.steps[0].describe(), left=len(left.steps))
             return possible

@@ -30,18 +30,19 @@ def zones_now(context: Context) -> dict[str, int]:
 
 def zone_changes(context: Context) -> tuple[ZoneChange, ...]:
     """Networks that are served already, and whose connections are in another zone than they are to be."""
-    known = {ids.name: ids for ids in context.facts.ids if ids.fwmark}
+    live = {ids.name: ids.zone for ids in context.facts.ids if ids.fwmark}
+    live |= {name: zone for name, zone in context.facts.live_zones.items() if name in live}
     return tuple(
         ZoneChange(
             network.name,
             network.device,
             network.ids.fwmark,
             context.mask,
-            known[network.name].zone,
+            live[network.name],
             network.ids.zone,
         )
         for network in sorted(context.networks, key=lambda network: network.name)
-        if network.is_marked and network.name in known and known[network.name].zone != network.ids.zone
+        if network.is_marked and live.get(network.name, network.ids.zone) != network.ids.zone
     )
 
 

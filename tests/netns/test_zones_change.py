@@ -5,16 +5,23 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from datapath.controller import Controller
+from datapath.errors import KernelError
+from datapath.policy import LoadedPolicy, parse_policy
+from datapath.state import StateDirectory
+from datapath.undertaking import Undertaking
+from tests.bpf.conftest import inside
 from tools.lab import Lab, command, network
 from tools.lab.servers import pattern_crc
 from tools.lab.topology import FAMILIES, VIP_BACKENDS
-from tools.lab.traffic import ask_line, connect, datagrams, download, upload
+from tools.lab.traffic import Transfer, ask_line, connect, datagrams, download, upload
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -38,9 +45,19 @@ class Changing:
         self._state = state
         self._backend = backend
 
-    def apply(self, network_extra: str) -> str:
-        policy = self.lab.policy(extra=f"backend: {self._backend}\n", network_extra=network_extra)
-        return command.apply(self.lab, self._state, policy)
+    def _policy(self, network_extra: str, extra: str) -> str:
+        return self.lab.policy(extra=f"backend: {self._backend}\n{extra}", network_extra=network_extra)
+
+    def apply(self, network_extra: str, extra: str = "") -> str:
+        return command.apply(self.lab, self._state, self._policy(network_extra, extra))
+
+    def controller(self) -> Controller:
+        """On the same state."""
+        return Controller(StateDirectory(self._state))
+
+    def loaded(self, network_extra: str) -> LoadedPolicy:
+        """For `controller`."""
+        return parse_policy(self._policy(network_extra, "").encode(), "change.yaml")
 
     def zones(self) -> set[int]:
         """Zones of the original direction in which connections with a mark are."""
@@ -98,4 +115,61 @@ def test_open_connections_go_on(changing: Changing, before: str, after: str) -> 
             if name.startswith("tcp"):
                 assert download(sock, SIZE) == pattern_crc(SIZE), name
                 assert upload(sock, SIZE) == pattern_crc(SIZE), name
+    assert lab.wrong_way() == 0
+
+
+def test_a_change_that_is_undone_moves_them_back(changing: Changing, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = changing.lab
+    changing.apply(PLAIN)
+
+    def fail(*_: object) -> None:
+        raise KernelError("verify", "on purpose")
+
+    with open_connections(lab) as opened:
+        known = {name: seen(name, sock) for name, sock in opened}
+        with monkeypatch.context() as patched, inside(lab.node.name):
+            patched.setattr(Undertaking, "verify", fail)
+            with pytest.raises(KernelError, match="on purpose"):
+                changing.controller().apply(changing.loaded(ISOLATED))
+        assert changing.zones() == {0}
+        assert {name: seen(name, sock) for name, sock in opened} == known
+    assert lab.wrong_way() == 0
+
+
+def test_marks_of_isolated_connections_change(changing: Changing) -> None:
+    """An entry is known by its zone, too."""
+    changing.apply(ISOLATED)
+    with open_connections(changing.lab) as opened:
+        known = {name: seen(name, sock) for name, sock in opened}
+        changing.apply(ISOLATED, "marks: {mask: 0x0ff00000}\n")
+        assert {name: seen(name, sock) for name, sock in opened} == known
+        assert changing.zones() == {40001, 40002}
+    changing.apply(ISOLATED)
+    assert changing.lab.wrong_way() == 0
+
+
+def test_transfers_go_on_while_zones_change(changing: Changing) -> None:
+    """What is sent meanwhile is sent again; no connection breaks."""
+    lab = changing.lab
+    changing.apply(PLAIN)
+    with ExitStack() as stack:
+        transfers = [
+            stack.enter_context(
+                Transfer(lab, net.role("client"), net.vips[backend].get(version), pause_s=0.02)
+            )
+            for net in lab.networks
+            for backend in VIP_BACKENDS
+            for version in FAMILIES
+        ]
+        for policy in (ISOLATED, PLAIN, ISOLATED, PLAIN):
+            changing.apply(policy)
+            turns = [transfer.turns for transfer in transfers]
+            end = time.monotonic() + 60
+            while time.monotonic() < end and any(
+                transfer.turns == before and transfer.error is None
+                for transfer, before in zip(transfers, turns, strict=True)
+            ):
+                time.sleep(0.05)
+            assert [transfer.error for transfer in transfers if transfer.error] == []
+            assert all(t.turns > before for t, before in zip(transfers, turns, strict=True))
     assert lab.wrong_way() == 0
