@@ -95,7 +95,14 @@ class Controller:
 
     def facts(self) -> Facts:
         """Facts of this host, ids of ours included."""
-        return observe_facts(self._directory.load(), policies=(str(Steering.DIRECT),))
+        return observe_facts(self._load(), policies=(str(Steering.DIRECT),))
+
+    def _load(self) -> State:
+        """The state; without a daemon nobody would find out that a gateway is back."""
+        state = self._directory.load()
+        if not state.gateways_down or self._directory.has_daemon():
+            return state
+        return dataclasses.replace(state, gateways_down={})
 
     def plan(self, loaded: LoadedPolicy) -> Plan:
         """Compile for this host.
@@ -113,7 +120,7 @@ class Controller:
             ConflictError: something of others is in the way.
             KernelError: a step would be refused.
         """
-        state = self._directory.load()
+        state = self._load()
         prepared = self._prepare(loaded, state)
         return Drift(prepared.plan, prepared.changes.steps, prepared.actual, state)
 
@@ -138,7 +145,7 @@ class Controller:
             ProbeError: a probe of the policy fails; everything is as before.
         """
         with self._directory.locked():
-            state = dataclasses.replace(self._directory.load(), netns=current_netns())
+            state = dataclasses.replace(self._load(), netns=current_netns())
             prepared = self._prepare(loaded, state)
             plan, steps = prepared.plan, prepared.changes.steps
             if not steps and loaded.source.text == state.policy:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -77,6 +77,7 @@ class Facts(_Frozen):
         live_zones: where connections of our networks are, by name, if not where `ids` say: on the way back from a
             change that moved them.
         stale_early_demux: the kernel hands a packet to the socket that it found before NAT changed its port.
+        gateways_down: that do not answer, by network, as the daemon found out; only among several (`gateways`).
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
         ipv6: this kernel has IPv6 (`ipv6.disable=1` takes it away).
     """
@@ -94,6 +95,7 @@ class Facts(_Frozen):
     flowtables: tuple[str, ...] = ()
     live_zones: dict[str, int] = {}
     stale_early_demux: bool = False
+    gateways_down: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}
     forwarding: dict[int, bool] = {4: True, 6: True}
     ipv6: bool = True
 

@@ -12,7 +12,8 @@ from typing import Any
 import pydantic
 
 from datapath.errors import InputError
-from datapath.state import StateDirectory, seal, unseal
+from datapath.sealed import seal, unseal
+from datapath.state import StateDirectory
 
 #: Generations that are kept; the oldest go first.
 KEPT = 20

@@ -13,7 +13,6 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ from datapath.errors import BusyError, DatapathError, InputError
 from datapath.facts import IdFacts
 from datapath.points import reached
 from datapath.reconcile.actual import Record, Saved
+from datapath.sealed import seal, unseal
 
 FORMAT = 1
 DEFAULT_DIRECTORY = Path("/run/datapath")
@@ -38,7 +39,6 @@ _LOCK = "lock"
 DAEMON_LOCK = "daemon.lock"
 LOCK_WAIT_S = 10.0
 _LOCK_POLL_S = 0.02
-_CHECKSUM = "sha256"
 #: What we may ever have changed: a damaged key must not become a path to anything else.
 _SYSCTL = re.compile(r"net/ipv[46](?:/(?!\.\.?(?:/|\Z))[^/\0]+)+\Z")
 _LOSS = "ids are read from the kernel, but old sysctl values are lost"
@@ -88,6 +88,7 @@ class State:
         policy: text of the policy in force, empty where none is.
         policy_name: file name for messages about that text.
         undone: the last change that undid itself, until a policy is applied.
+        gateways_down: by network, as the daemon found out last.
     """
 
     record: Record = field(default_factory=Record)
@@ -100,6 +101,7 @@ class State:
     netns: int = 0
     pending: Pending | None = None
     undone: Undone | None = None
+    gateways_down: Mapping[str, tuple[IPv4Address | IPv6Address, ...]] = field(default_factory=dict)
 
 
 def current_netns() -> int:
@@ -148,6 +150,16 @@ class StateDirectory:
             yield
         finally:
             os.close(descriptor)
+
+    def has_daemon(self) -> bool:
+        """Whether a daemon serves this directory; this process may be it."""
+        try:
+            with self.locked(wait_s=0, name=DAEMON_LOCK):
+                return False
+        except BusyError:
+            return True
+        except DatapathError:
+            return False
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -243,37 +255,6 @@ class StateDirectory:
             ) from error
 
 
-def seal(document: Mapping[str, Any]) -> str:
-    """A document as the text of a file that tells whether it is whole; one line a key."""
-    # Written once, for the checksum and for the file: with 4,094 networks that is a megabyte.
-    lines = [f"{json.dumps(key)}: {json.dumps(document[key], sort_keys=True)}" for key in sorted(document)]
-    checksum = hashlib.sha256(f"{{{', '.join(lines)}}}".encode()).hexdigest()
-    lines.append(f'"{_CHECKSUM}": "{checksum}"')
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def unseal(text: bytes, path: Path, *, hint: str) -> dict[str, Any]:
-    """The document of such a file. One without a checksum was written by hand or by a version that had none.
-
-    Raises:
-        InputError: it is damaged; `hint` says what to do.
-    """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged: {error}", hint=hint) from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: damaged: no JSON object", hint=hint)
-    checksum = document.pop(_CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(document):
-        raise InputError(f"{path}: damaged: its contents do not match its checksum", hint=hint)
-    return document
-
-
-def _checksum(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
 def _remedy(error: OSError) -> str:
     """What to do about a file of ours that the system refuses."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -315,6 +296,7 @@ def _encode(state: State) -> dict[str, Any]:
         "ebpf_refused": state.ebpf_refused,
         "pending": None if state.pending is None else dataclasses.asdict(state.pending),
         "undone": None if state.undone is None else dataclasses.asdict(state.undone),
+        "gateways_down": {name: list(map(str, down)) for name, down in sorted(state.gateways_down.items())},
         "policy": state.policy,
         "policy_name": state.policy_name,
     }
@@ -343,6 +325,7 @@ class _Document(pydantic.BaseModel):
     policy_name: str
     undone: Undone | None = None
     slaves: dict[str, str] = {}
+    gateways_down: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}
 
 
 def _decode(document: dict[str, Any], path: Path) -> State:
@@ -386,6 +369,7 @@ def _decode(document: dict[str, Any], path: Path) -> State:
         netns=netns,
         pending=read.pending,
         undone=read.undone,
+        gateways_down=read.gateways_down,
     )
 
 

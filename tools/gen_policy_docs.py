@@ -75,6 +75,8 @@ RULES = """\
 - A gateway is inside `on_link` (or inside a VIP prefix, if `on_link` is not set), not one of the VIPs, not the
   network or broadcast address, at most one per family, and of a family that has VIPs. A link-local IPv6 gateway
   is always on the network.
+- `gateway` or [`gateways`](gateways.md), not both; the latter at most eight per family. Together they are asked at most
+  2,000 times a second. `steering: direct` takes them with `gateway_mode: active_standby` only.
 - A pinned `mark` is inside the mask. The mask has room for every network with a gateway and
   `return_path: conntrack`.
 - Tables 0, 253, 254 and 255 are the kernel's.

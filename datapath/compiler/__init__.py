@@ -6,6 +6,7 @@ from __future__ import annotations
 from datapath.compiler.backend import choose_backend
 from datapath.compiler.context import Context, NetworkContext, treat
 from datapath.compiler.flowtables import flowtable_notes
+from datapath.compiler.gateways import emit_checks
 from datapath.compiler.host import emit_links, emit_rp_filter_exempt, emit_sysctls
 from datapath.compiler.ids import allocate
 from datapath.compiler.ingress import emit_ingress
@@ -65,6 +66,7 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         holding=tables.holding,
         ingress=program,
         steering=emit_steering(context),
+        checks=emit_checks(context),
         refusals=refusals,
         backend=backend,
         backend_reason=reason,

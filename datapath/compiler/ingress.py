@@ -60,7 +60,7 @@ def _vip_check(network: NetworkContext) -> VipCheck:
         # Only the default gets here: the plan does not know what is in that table.
         return VipCheck.OFF
     if network.network.vrf is not None and any(
-        network.network.gateway_of(family) is None for family in network.treatments
+        not network.network.has_gateway(family) for family in network.treatments
     ):
         # Beyond the link, only what others have put into the VRF's table tells the way.
         return VipCheck.STRICT
@@ -133,7 +133,7 @@ def _feasible(network: NetworkContext) -> Iterator[IpNetwork]:
     if network.network.has_external_routes:
         return
     reachable = set(network.network.effective_on_link)
-    reachable |= {DEFAULT[Family(gateway.version)] for gateway in network.network.gateway}
+    reachable |= {DEFAULT[Family(gateway.version)] for gateway in network.network.gateway_addresses}
     yield from sorted(reachable, key=_prefix_key)
 
 

@@ -31,7 +31,7 @@ def _tasks(
     device = network.device if network else ""
     mark = fwmarks.get(name, 0)
     if probe.gateway is not None and network is not None:
-        for address in network.gateway:
+        for address in network.gateway_addresses:
             title = f"gateway {address} of {name}"
             yield ProbeTask(
                 title,
@@ -77,4 +77,4 @@ def with_before(tasks: Iterable[ProbeTask], previous: Policy | None) -> tuple[Pr
 def _was_there(task: ProbeTask, network: Network | None) -> bool:
     if network is None or network.device != task.device:
         return False
-    return task.kind is not ProbeKind.GATEWAY or task.address in network.gateway
+    return task.kind is not ProbeKind.GATEWAY or task.address in network.gateway_addresses

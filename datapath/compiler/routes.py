@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from datapath.compiler.context import ROUTED, Context, NetworkContext, Treatment, on_own_subnet
+from datapath.compiler.gateways import by_gateways
 from datapath.plan.ingress import IpNetwork
 from datapath.plan.rtnl import TABLE_MAIN, Family, Route, RouteType
 
@@ -60,10 +61,14 @@ def _network_routes(context: Context, network: NetworkContext) -> Iterator[Route
         for prefix in on_link:
             if prefix.version == family:
                 yield Route(table, prefix, network.device, metric=METRIC[family])
-        for gateway in network.network.gateway:
-            if gateway.version == family:
-                yield Route(table, DEFAULT[family], network.device, gateway, metric=METRIC[family])
+        if network.network.has_gateway(family):
+            default = Route(table, DEFAULT[family], network.device, metric=METRIC[family])
+            yield by_gateways(default, network.network, _down(context, network))
         yield Route(table, DEFAULT[family], type=RouteType.UNREACHABLE, metric=LAST_METRIC)
+
+
+def _down(context: Context, network: NetworkContext) -> tuple[IPv4Address | IPv6Address, ...]:
+    return context.facts.gateways_down.get(network.name, ())
 
 
 def _vrf_routes(context: Context, network: NetworkContext, table: int) -> Iterator[Route]:
@@ -75,9 +80,10 @@ def _vrf_routes(context: Context, network: NetworkContext, table: int) -> Iterat
     for prefix in network.network.link_prefixes:
         if prefix.version in families:
             yield Route(table, prefix, network.device, metric=VRF_METRIC)
-    for gateway in network.network.gateway:
-        if gateway.version in families:
-            yield Route(table, DEFAULT[Family(gateway.version)], network.device, gateway, metric=VRF_METRIC)
+    for family in families:
+        if network.network.has_gateway(family):
+            default = Route(table, DEFAULT[family], network.device, metric=VRF_METRIC)
+            yield by_gateways(default, network.network, _down(context, network))
     for family in Family:
         if context.facts.has_family(family):
             yield Route(table, DEFAULT[family], type=RouteType.UNREACHABLE, metric=LAST_METRIC)

@@ -7,10 +7,11 @@ here, with its place in the policy, rather than left to be found by packets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from collections.abc import Collection, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from datapath.compiler.context import Context, NetworkContext, Treatment
+from datapath.compiler.gateways import gateways_in_use
 from datapath.errors import PolicyPath, Problem
 from datapath.facts import STACKED_KINDS, LinkFacts
 from datapath.plan.ingress import IpNetwork
@@ -33,18 +34,24 @@ def emit_steering(context: Context) -> SteeringProgram:
     networks = [network for network in context.networks if network.is_direct]
     if not networks or context.facts.ebpf_refused:
         return SteeringProgram()
-    steered = tuple(sorted(map(_network, networks), key=lambda network: network.slot))
+    down = context.facts.gateways_down
+    steered = tuple(
+        sorted(
+            (_network(network, down.get(network.name, ())) for network in networks),
+            key=lambda network: network.slot,
+        )
+    )
     return SteeringProgram(_devices(context), steered, _passed(context))
 
 
-def _network(network: NetworkContext) -> SteeredNetwork:
+def _network(network: NetworkContext, down: Collection[IPv4Address | IPv6Address]) -> SteeredNetwork:
     families = tuple(network.families(Treatment.DIRECT))
     return SteeredNetwork(
         name=network.name,
         slot=network.ids.slot,
         device=network.device,
         vips=tuple(vip for family in families for vip in network.vip_prefixes(family)),
-        gateways=tuple(address for address in network.network.gateway if address.version in families),
+        gateways=gateways_in_use(network.network, families, down),
         on_link=tuple(prefix for prefix in network.network.effective_on_link if prefix.version in families),
     )
 
@@ -96,7 +103,7 @@ def _network_refusals(context: Context, network: NetworkContext) -> Iterator[Pro
         devices = context.facts.default_devices.get(family, ())
         if not devices:
             yield Problem(
-                (*path, "gateway"),
+                (*path, "gateways" if network.network.gateways else "gateway"),
                 f"`steering: direct` sends answers off the way of the IPv{family} default route of the main table,"
                 " and there is none",
                 f"add a default route, or {_USE_RULES}",

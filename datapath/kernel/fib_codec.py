@@ -15,9 +15,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from operator import itemgetter
 from typing import Any, Final
 
-from datapath.kernel.netlink import ATTRIBUTE
+from datapath.kernel.netlink import ATTRIBUTE, attributes
 from datapath.plan.ingress import IpNetwork
-from datapath.plan.rtnl import ROUTE_PROTOCOL, Family, FibRule, Route, RouteType, RuleAction
+from datapath.plan.rtnl import ROUTE_PROTOCOL, Family, FibRule, NextHop, Route, RouteType, RuleAction
 from datapath.reconcile.actual import ForeignRule
 
 AF: Final = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
@@ -36,12 +36,14 @@ _RTNH_F_ONLINK: Final = 4
 
 _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 4, 6, 10
 _FRA_TABLE, _FRA_FWMASK, _FRA_L3MDEV, _FRA_PROTOCOL = 15, 16, 19, 21
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 9, 15
 
 _U32: Final = struct.Struct("=HHI")
 _TWO_U32: Final = struct.Struct("=HHIHHI")
 _RULE_HEAD: Final = struct.Struct("=8BIHHIHHB3x")
 _ROUTE_HEAD: Final = struct.Struct("=8BIHHIHHI")
+#: struct rtnexthop: length, flags, weight - 1, ifindex.
+_NEXT_HOP: Final = struct.Struct("=HBBi")
 
 _Values = tuple[Any, ...]
 #: Formats of attributes that are numbers, by size.
@@ -92,7 +94,7 @@ def encode_route(route: Route, device: int) -> bytes:
         device: ifindex of its device, 0 where it has none.
     """
     family, gateway, destination = route.family, route.gateway, route.destination
-    is_direct = device and gateway is None and family is Family.IPV4
+    is_direct = device and gateway is None and not route.hops and family is Family.IPV4
     body = _ROUTE_HEAD.pack(
         AF[family],
         destination.prefixlen,
@@ -112,11 +114,24 @@ def encode_route(route: Route, device: int) -> bytes:
     )
     if destination.prefixlen:
         body += _address(_RTA_DST, destination.network_address)
+    if route.hops:
+        # One with hops on several devices is never ours to add; to delete it, its key will do.
+        return body if any(hop.device for hop in route.hops) else body + _hops(route.hops, device)
     if device:
         body += _U32.pack(8, _RTA_OIF, device)
     if gateway:
         body += _address(_RTA_GATEWAY, gateway)
     return body
+
+
+def _hops(hops: tuple[NextHop, ...], device: int) -> bytes:
+    payload = b""
+    for hop in hops:
+        gateway = _address(_RTA_GATEWAY, hop.gateway)
+        payload += (
+            _NEXT_HOP.pack(_NEXT_HOP.size + len(gateway), _RTNH_F_ONLINK, hop.weight - 1, device) + gateway
+        )
+    return ATTRIBUTE.pack(4 + len(payload), _RTA_MULTIPATH) + payload
 
 
 def _address(kind: int, address: IPv4Address | IPv6Address) -> bytes:
@@ -213,15 +228,19 @@ class RouteDecoder:
         self._networks = _Networks(family)
         self._address = IPv4Address if family is Family.IPV4 else IPv6Address
         self._unpack = _Unpacker(
-            (_RTA_TABLE, _RTA_DST, _RTA_PRIORITY, _RTA_OIF, _RTA_GATEWAY), frozenset({_RTA_DST, _RTA_GATEWAY})
+            (_RTA_TABLE, _RTA_DST, _RTA_PRIORITY, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH),
+            frozenset({_RTA_DST, _RTA_GATEWAY, _RTA_MULTIPATH}),
         )
 
     def decode(self, bodies: Iterable[bytes]) -> Iterator[tuple[int, Route]]:
         """Protocol and route."""
         network, name, address, unpack = self._networks.get, self._name, self._address, self._unpack.values
         for body in bodies:
-            fixed, table, destination, metric, device, gateway = unpack(body)
+            fixed, table, destination, metric, device, gateway, multipath = unpack(body)
             kind = _ROUTE_TYPES.get(fixed[7], RouteType.UNICAST)
+            hops: tuple[NextHop, ...] = ()
+            if multipath:
+                device, hops = self._hops(multipath)
             # IPv6 hangs reject routes on the loopback device; IPv4 has none there.
             has_device = device and kind is not RouteType.UNREACHABLE
             yield (
@@ -233,8 +252,26 @@ class RouteDecoder:
                     address(gateway) if gateway else None,
                     kind,
                     metric,
+                    hops,
                 ),
             )
+
+    def _hops(self, payload: bytes) -> tuple[int, tuple[NextHop, ...]]:
+        """The device of the first hop, and all hops."""
+        hops: list[NextHop] = []
+        offset, first = 0, 0
+        while offset + _NEXT_HOP.size <= len(payload):
+            length, _, more, device = _NEXT_HOP.unpack_from(payload, offset)
+            if length < _NEXT_HOP.size:
+                break
+            found = dict(attributes(payload[offset : offset + length], _NEXT_HOP.size))
+            gateway = found.get(_RTA_GATEWAY, bytes(4))
+            first = first or device
+            hops.append(
+                NextHop(self._address(gateway), more + 1, self._name(device) if device != first else "")
+            )
+            offset += (length + 3) & ~3
+        return first, tuple(hops)
 
 
 class _Networks:

@@ -171,6 +171,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
         taken_zones=observe_zones() if any("isolate_clients" in text for text in _new(texts, state)) else {},
         flowtables=sight.flowtables(),
         stale_early_demux=has_stale_early_demux(os.uname().release),
+        gateways_down=dict(state.gateways_down),
         forwarding=sysctl.forwarding(),
         ipv6=sysctl.has_ipv6(),
     )

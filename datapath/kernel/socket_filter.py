@@ -21,6 +21,9 @@ _ACCEPT: Final = 0xFFFFFFFF
 _NEWROUTE, _DELROUTE = 24, 25
 _RTM_DST_LEN, _RTM_TABLE, _RTM_PROTOCOL, _ATTRIBUTES = 16 + 1, 16 + 4, 16 + 5, 16 + 12
 _RTA_TABLE: Final = 15
+#: Offsets behind the link header, and values, of ARP, IPv6 and ICMPv6.
+_ARP_OPERATION, _ARP_REPLY = 6, 2
+_IPV6_NEXT_HEADER, _ICMPV6_TYPE, _NEIGHBOUR_ADVERTISEMENT = 6, 40, 136
 #: rtm_table of a table whose number does not fit into a byte (RT_TABLE_COMPAT).
 _COMPAT: Final = 252
 #: A filter may have 4,096 instructions; this many tables of scattered numbers are filtered by us instead.
@@ -41,11 +44,28 @@ def attach_route_filter(
         tables: routing tables of ours.
         default_routes: let these through, too, whatever their table.
     """
-    code = route_filter(protocol, tables, default_routes=default_routes)
+    _attach(sock, route_filter(protocol, tables, default_routes=default_routes))
+
+
+def _attach(sock: socket.socket, code: bytes) -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: length, padding, pointer.
     program = struct.pack("@HP", len(code) // _INSTRUCTION.size, ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def attach_answer_filter(sock: socket.socket, family: int) -> None:
+    """Let only ARP replies (family 4) or neighbour advertisements (6) into a packet socket without link headers."""
+    if family == 4:
+        tests = [(_LD_HALF_ABS, 0, 0, _ARP_OPERATION), (_JEQ, 0, 1, _ARP_REPLY)]
+    else:
+        tests = [
+            (_LD_BYTE_ABS, 0, 0, _IPV6_NEXT_HEADER),
+            (_JEQ, 0, 3, socket.IPPROTO_ICMPV6),
+            (_LD_BYTE_ABS, 0, 0, _ICMPV6_TYPE),
+            (_JEQ, 0, 1, _NEIGHBOUR_ADVERTISEMENT),
+        ]
+    _attach(sock, _assemble([*tests, (_RET, 0, 0, _ACCEPT), (_RET, 0, 0, 0)]))
 
 
 def route_filter(protocol: int, tables: Iterable[int], *, default_routes: bool = False) -> bytes:

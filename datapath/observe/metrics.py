@@ -91,8 +91,26 @@ def _network_metrics(stats: ServiceStats) -> Iterator[Metric]:
     for name in stats.networks:
         waiting.add_metric([name], float(name in stats.waiting))
     yield waiting
+    yield from _gateways(stats)
     yield from _traffic(counters)
     yield from _steered(steered)
+
+
+def _gateways(stats: ServiceStats) -> Iterator[Metric]:
+    """Nothing where none is watched."""
+    # The loop goes on meanwhile.
+    watched = dict(stats.gateways)
+    if not watched:
+        return
+    labels = ["network", "gateway"]
+    up = GaugeMetricFamily("datapath_gateway_up", "0 while the gateway does not answer.", labels=labels)
+    failures = CounterMetricFamily(
+        "datapath_gateway_failures", "How often the gateway was found to be down.", labels=labels
+    )
+    for (network, address), is_up in sorted(watched.items(), key=str):
+        up.add_metric([network, str(address)], float(is_up))
+        failures.add_metric([network, str(address)], stats.gateway_failures[network, address])
+    yield from (up, failures)
 
 
 def _steered(counters: dict[str, Counter]) -> Iterator[Metric]:

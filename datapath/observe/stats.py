@@ -6,9 +6,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 
 from datapath.plan.model import Plan
 
+GatewayKey = tuple[str, IPv4Address | IPv6Address]
 #: Seconds; the promise is 0.1.
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -45,6 +47,8 @@ class ServiceStats:
         unhealed: differences that are left for the next attempt.
         drift: repairs by kind of object.
         heals: from event to repair.
+        gateways: those that are watched, by network and address, and whether they are up.
+        gateway_failures: how often they went down.
         applied_at: Unix time of the last apply, 0 before the first.
     """
 
@@ -58,6 +62,8 @@ class ServiceStats:
     drift: Counter[str] = field(default_factory=Counter)
     heals: Histogram = field(default_factory=Histogram)
     applies: Histogram = field(default_factory=Histogram)
+    gateways: dict[GatewayKey, bool] = field(default_factory=dict)
+    gateway_failures: Counter[GatewayKey] = field(default_factory=Counter)
     apply_failed: bool = False
     policy_rejected: bool = False
     applied_at: float = 0.0

@@ -25,6 +25,7 @@ class NetworkStatus:
 
     Attributes:
         return_path: as in the policy, or `direct` where answers are sent to the network at egress.
+        gateways_down: among several, those that the daemon found to be down.
         counters: None where no packet of the network is looked at.
         steered: those answers; None where there are none.
         vrf: that the device belongs to by the policy; empty for none.
@@ -34,11 +35,15 @@ class NetworkStatus:
     device: str
     vips: tuple[str, ...]
     gateway: tuple[str, ...]
+    gateways_down: tuple[str, ...]
     return_path: str
     ids: NetworkIds
     counters: Mapping[Verdict, Counter] | None
     steered: Counter | None = None
     vrf: str = ""
+
+    def show_gateway(self, address: str) -> str:
+        return f"{address} (down)" if address in self.gateways_down else address
 
     def as_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -46,6 +51,7 @@ class NetworkStatus:
             "device": self.device,
             "vips": list(self.vips),
             "gateway": list(self.gateway),
+            "gateways_down": list(self.gateways_down),
             "return_path": self.return_path,
             "fwmark": self.ids.fwmark,
             "table": self.ids.table,
@@ -151,7 +157,8 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
                 network.name,
                 network.device,
                 tuple(map(str, network.vip_prefixes)),
-                tuple(map(str, network.gateway)),
+                tuple(map(str, network.gateway_addresses)),
+                tuple(map(str, state.gateways_down.get(network.name, ()))) if network.gateways else (),
                 "direct" if steered and network.name in steered else str(network.return_path),
                 own,
                 counters.get(network.name, {}) if own.slot else None,
@@ -230,7 +237,7 @@ def _row(network: NetworkStatus) -> tuple[str, ...]:
         network.return_path,
         f"{ids.fwmark:#010x}" if ids.fwmark else "-",
         str(ids.table or "-"),
-        ", ".join(network.gateway) or "-",
+        ", ".join(map(network.show_gateway, network.gateway)) or "-",
         "-" if total is None else str(total.packets),
         "-" if total is None else str(total.bytes),
         _dropped(network.counters),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from datapath.errors import Problem
+from datapath.plan.gateways import GatewayCheck
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.nft import NftTable
 from datapath.plan.rtnl import FibRule, Route, Slave, Sysctl, VlanLink, VrfLink
@@ -111,6 +112,7 @@ class Plan:
         transition: the table during such a change, with the old zones; None where no mark and no zone changes.
         holding: the table while connections move between zones: requests of their networks wait.
         steering: what sends answers to their network as they leave (`steering: direct`).
+        checks: gateways that the daemon watches, in the order of the policy; nothing of the kernel's.
         refusals: what this host, as it is now, cannot serve of the policy. A person's apply refuses; the daemon
             serves the rest and waits for the host to change.
         backend: who does it; `backend_reason` says why where the policy left the choice.
@@ -133,6 +135,7 @@ class Plan:
     transition: NftTable | None = None
     holding: NftTable | None = None
     steering: SteeringProgram = field(default_factory=SteeringProgram)
+    checks: tuple[GatewayCheck, ...] = ()
     refusals: tuple[Problem, ...] = ()
     backend: Backend = Backend.NONE
     backend_reason: str = ""

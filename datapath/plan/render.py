@@ -87,6 +87,7 @@ def render_plan(plan: Plan) -> str:
         ),
         ("", [f"ingress * {_render_source(source)}" for source in plan.ingress.common_sources]),
         *([("steering", list(_render_steering(plan.steering)))] if plan.steering.networks else []),
+        *([("gateways", [check.render() for check in plan.checks])] if plan.checks else []),
     ]
     lines: list[str] = []
     for title, body in sections:

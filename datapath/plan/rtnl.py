@@ -101,8 +101,29 @@ _TYPE_ORDER = {type_: position for position, type_ in enumerate(RouteType)}
 
 
 @dataclass(frozen=True, slots=True)
+class NextHop:
+    """One of several gateways of a route.
+
+    Attributes:
+        weight: its share of the flows, 1..256. The shares lie one behind the other in the order of the hops.
+        device: only where it is not the route's; never in a plan.
+    """
+
+    gateway: IPv4Address | IPv6Address
+    weight: int = 1
+    device: str = ""
+
+    def render(self, device: str) -> str:
+        return f"nexthop via {self.gateway} dev {self.device or device} weight {self.weight} onlink"
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """One route of ours. A gateway is always on-link: the kernel need not resolve it first."""
+    """One route of ours. A gateway is always on-link: the kernel need not resolve it first.
+
+    Attributes:
+        hops: instead of `gateway`, two or more.
+    """
 
     table: int
     destination: IpNetwork
@@ -110,6 +131,7 @@ class Route:
     gateway: IPv4Address | IPv6Address | None = None
     type: RouteType = RouteType.UNICAST
     metric: int = 0
+    hops: tuple[NextHop, ...] = ()
 
     def __hash__(self) -> int:
         # As for rules.
@@ -129,6 +151,7 @@ class Route:
             _TYPE_ORDER[self.type],
             self.device,
             gateway,
+            *(int(hop.gateway) for hop in self.hops),
         )
 
     def render(self) -> str:
@@ -137,13 +160,14 @@ class Route:
         words = [f"-{self.family} {prefix}{self.destination}"]
         if self.gateway is not None:
             words.append(f"via {self.gateway}")
-        if self.device:
+        if self.device and not self.hops:
             words.append(f"dev {self.device}")
         if self.gateway is not None:
             words.append("onlink")
         words.append(f"table {self.table} protocol {ROUTE_PROTOCOL}")
         if self.metric:
             words.append(f"metric {self.metric}")
+        words += [hop.render(self.device) for hop in self.hops]
         return " ".join(words)
 
 

@@ -197,15 +197,18 @@ def gateways(readable: Readable) -> Iterator[Problem]:
         for position, gateway in enumerate(network.gateway):
             path = ("networks", index, "gateway", position)
             if gateway.version in families:
-                yield Problem(path, f"a second IPv{gateway.version} gateway", "give at most one per family")
+                yield Problem(
+                    path, f"a second IPv{gateway.version} gateway", "name all of them in `gateways`"
+                )
                 continue
             families.add(gateway.version)
-            problem = _gateway_problem(path, network, gateway)
+            problem = gateway_problem(path, network, gateway)
             if problem:
                 yield problem
 
 
-def _gateway_problem(path: PolicyPath, network: Network, gateway: IpAddress) -> Problem | None:
+def gateway_problem(path: PolicyPath, network: Network, gateway: IpAddress) -> Problem | None:
+    """Why this cannot be a gateway of that network."""
     if gateway.is_unspecified or gateway.is_loopback or gateway.is_multicast or gateway.is_reserved:
         return Problem(
             path, f"{gateway} cannot be a gateway", "give the address of the router on this network"

@@ -40,7 +40,7 @@ def probes(readable: Readable) -> Iterator[Problem]:
             key = "network" if probe.gateway is None else "gateway"
             yield from _unknown_network((*path, key), name, networks, readable)
         network = networks.get(probe.gateway or "")
-        if network and not network.gateway:
+        if network and not network.gateway_addresses:
             yield Problem(
                 (*path, "gateway"),
                 f"network {shown(network.name)} has no gateway",

@@ -42,11 +42,12 @@ def _table(path: PolicyPath, network: Network) -> Iterator[Problem]:
 
 
 def _contradictions(path: PolicyPath, network: Network) -> Iterator[Problem]:
-    if network.gateway:
+    if network.gateway_addresses:
+        key = "gateways" if network.gateways else "gateway"
         yield Problem(
-            (*path, "gateway"),
+            (*path, key),
             "`routes: external` takes the next hops from the table, so there is no use for a gateway",
-            "remove `gateway`; where neighbours are to be reached directly, name their subnet in `on_link`",
+            f"remove `{key}`; where neighbours are to be reached directly, name their subnet in `on_link`",
         )
     if network.return_path is ReturnPath.NONE:
         yield Problem(

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 def is_direct(readable: Readable, network: Network) -> bool:
     """Whether its answers are steered directly."""
     wish = network.steering or readable.top.get("steering", Steering.RULES)
-    return wish == Steering.DIRECT and bool(network.gateway) and network.return_path is not ReturnPath.NONE
+    return (
+        wish == Steering.DIRECT
+        and bool(network.gateway_addresses)
+        and network.return_path is not ReturnPath.NONE
+    )
 
 
 def direct(readable: Readable) -> Iterator[Problem]:

@@ -24,11 +24,11 @@ def shared_tables(readable: Readable) -> Iterator[Problem]:
         if network.vrf is None:
             continue
         vrf = network.vrf.name
-        for address in network.gateway:
+        for address in network.gateway_addresses:
             other, _ = gateways.setdefault((vrf, address.version), (index, address))
             if other != index:
                 yield Problem(
-                    ("networks", index, "gateway"),
+                    ("networks", index, "gateways" if network.gateways else "gateway"),
                     f"VRF {shown(vrf)} has the IPv{address.version} gateway of network {shown(names[other])} already",
                     "a VRF routes by one table, which has one default route: give this network a VRF of its own",
                 )

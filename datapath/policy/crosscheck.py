@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from datapath.policy import (
     check_addresses,
     check_devices,
+    check_gateways,
     check_ids,
     check_isolation,
     check_references,
@@ -37,6 +38,8 @@ CHECKS: tuple[Callable[[Readable], Iterable[Problem]], ...] = (
     check_addresses.vips_apart,
     check_addresses.gateways,
     check_addresses.prefix_lists,
+    check_gateways.several,
+    check_gateways.questions,
     check_references.egress,
     check_references.probes,
     check_routes.external,

@@ -30,6 +30,7 @@ from datapath.policy.fields import (
     Vip,
     Zone,
 )
+from datapath.policy.gateways import Gateway, GatewayCheck, GatewayEntry, GatewayMode, check_choice
 from datapath.policy.marks import PROFILES, REFUSED_PROFILES, MarkProfile
 from datapath.policy.probe import PROBES_MAX, Probe
 from datapath.policy.vrf import Vrf
@@ -228,6 +229,19 @@ class Network(PolicyModel):
         description="The router that replies go to; a list for one per family. IPv6 may be link-local. "
         "Default: none, clients are on the network itself.",
     )
+    gateways: tuple[GatewayEntry, ...] = Field(
+        default=(),
+        description="Several routers instead of `gateway`, each an address or a mapping; "
+        "their order is their priority.",
+    )
+    gateway_mode: GatewayMode = Field(
+        default=GatewayMode.ECMP,
+        description="`ecmp` (all of `gateways` that are up share the flows) or `active_standby` (the first that is up "
+        "gets all of them).",
+    )
+    gateway_check: GatewayCheck = Field(
+        default=GatewayCheck(), description="How the daemon finds out which of `gateways` are up."
+    )
     on_link: tuple[Prefix, ...] = Field(
         default=(),
         description="Prefixes reachable directly on the network. "
@@ -284,6 +298,7 @@ class Network(PolicyModel):
             raise RefusedError(
                 f"network {shown(self.name)} has both `vlan` and `interface`", "keep one of them"
             )
+        check_choice(self)
         return self
 
     @functools.cached_property
@@ -311,7 +326,7 @@ class Network(PolicyModel):
             for vip in self.vips
             if not vip.is_single
             and (prefix := vip.prefix)
-            and any(address in vip for address in self.gateway)
+            and any(address in vip for address in self.gateway_addresses)
         )
 
     @functools.cached_property
@@ -320,27 +335,39 @@ class Network(PolicyModel):
         known = self.effective_on_link
         if self.has_external_routes:
             return known
-        reached = {address.version for address in self.gateway} | {prefix.version for prefix in known}
+        reached = {address.version for address in self.gateway_addresses} | {
+            prefix.version for prefix in known
+        }
         others = (vip.prefix for vip in self.vips if not vip.is_single and vip.version not in reached)
         return collapse((*known, *(prefix for prefix in others if prefix)))
 
-    def gateway_of(self, family: int) -> IpAddress | None:
-        """The gateway of a family (4 or 6), if there is one."""
-        return next((address for address in self.gateway if address.version == family), None)
+    @functools.cached_property
+    def gateway_addresses(self) -> tuple[IpAddress, ...]:
+        """Of `gateway` or `gateways`, in the order of the file."""
+        return self.gateway or tuple(gateway.address for gateway in self.gateways)
+
+    def has_gateway(self, family: int) -> bool:
+        """Whether there is one of a family (4 or 6)."""
+        return any(address.version == family for address in self.gateway_addresses)
+
+    def gateways_of(self, family: int) -> tuple[Gateway, ...]:
+        """The gateways of a family, whichever key names them."""
+        gateways = self.gateways or tuple(Gateway(address=address) for address in self.gateway)
+        return tuple(gateway for gateway in gateways if gateway.address.version == family)
 
     @property
     def has_external_routes(self) -> bool:
-        """Others know the next hops of replies; `gateway` is empty."""
+        """Others know the next hops of replies; there is no gateway."""
         return self.routes is Routes.EXTERNAL
 
     def is_routed(self, family: int) -> bool:
         """Replies of a family go to a router, so they need a table of their own."""
-        return self.has_external_routes or self.vrf is not None or self.gateway_of(family) is not None
+        return self.has_external_routes or self.vrf is not None or self.has_gateway(family)
 
     @property
     def needs_mark(self) -> bool:
         """Replies are steered by a fwmark."""
-        is_routed = bool(self.gateway) or self.has_external_routes or self.vrf is not None
+        is_routed = bool(self.gateway_addresses) or self.has_external_routes or self.vrf is not None
         return self.return_path is ReturnPath.CONNTRACK and is_routed
 
 

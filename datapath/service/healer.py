@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from datapath.compiler import compile_policy
+from datapath.compiler.gateways import rerouted
 from datapath.controller import facts_in_force, id_facts
 from datapath.errors import CompileError, DatapathError, KernelError
 from datapath.facts import Facts
@@ -25,7 +26,7 @@ from datapath.kernel.held import HeldProgram, HeldSteering
 from datapath.kernel.observer import Sight, observe
 from datapath.log import get_logger
 from datapath.plan.model import Plan
-from datapath.plan.rtnl import TABLE_MAIN
+from datapath.plan.rtnl import TABLE_MAIN, Route
 from datapath.policy import Network, Policy
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.conflicts import find_conflicts
@@ -43,6 +44,7 @@ from datapath.reconcile.steps import (
 )
 from datapath.reconcile.sysctls import Caution
 from datapath.service.backoff import Backoff
+from datapath.service.gateways import Down
 from datapath.state import State, StateDirectory
 
 
@@ -72,6 +74,7 @@ class Look:
         conflicts: what of others is in the way, in words.
         networks: names of the policy in force.
         began_s: monotonic clock.
+        switched: steps that follow a gateway which went up or down, also carried out.
     """
 
     state: State
@@ -84,6 +87,7 @@ class Look:
     conflicts: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     began_s: float = 0.0
+    switched: tuple[Step, ...] = ()
 
 
 class Healer:
@@ -102,6 +106,8 @@ class Healer:
         self._glance: tuple[tuple[int, ...], ...] = ()
         self._sight = Sight()
         self._unwritten: tuple[State, State] | None = None
+        self._down: Down | None = None
+        self._rerouted: frozenset[Route] = frozenset()
         self.backoff = Backoff()
 
     def close(self) -> None:
@@ -128,6 +134,10 @@ class Healer:
         self.forget(["tc"])
         return True
 
+    def set_down(self, down: Down) -> None:
+        """These gateways, by network, are down from now on; the next look makes it so."""
+        self._down = down
+
     def look(self) -> Look:
         """Compare the kernel with the policy in force, and repair.
 
@@ -137,19 +147,22 @@ class Healer:
         """
         began = time.monotonic()
         with self._directory.locked(wait_s=0):
-            state = self._with_unwritten(self._directory.load())
-            if not state.policy:
-                return Look(state)
+            written = self._with_unwritten(self._directory.load())
+            if not written.policy:
+                return Look(written)
+            state = written if self._down is None else dataclasses.replace(written, gateways_down=self._down)
             plan = self._desired(state)
             actual = observe(plan, state, self._sight)
             changes = reconcile(actual, plan, state.record)
-            state = self._save(state, dataclasses.replace(state, record=changes.before))
+            written = self._save(written, dataclasses.replace(written, record=changes.before))
+            state = dataclasses.replace(state, record=changes.before)
             with Executor() as executor:
                 look = self._repair(state, plan, actual, changes.steps, executor)
-            look = dataclasses.replace(look, began_s=began)
             if not look.failed and not look.held:
-                state = self._save(look.state, _done(look.state, plan, changes.after))
-                look = dataclasses.replace(look, state=state)
+                self._rerouted = frozenset()
+                state = _done(state, plan, changes.after)
+            # Only now what is known of gateways: who waits for another way must not wait for a disk.
+            look = dataclasses.replace(look, began_s=began, state=self._save(written, state))
             self._follow_program(plan, look)
             return look
 
@@ -163,9 +176,12 @@ class Healer:
         if facts.rule_bank is None and self._facts is not None:
             # Our table is gone, but the rules that it speaks of are where they were: no reason to move them.
             facts = facts.model_copy(update={"rule_bank": self._facts.rule_bank})
-        if self._plan is None or facts != self._facts:
-            self._plan = self._compile(state, facts)
-            self._facts = facts
+        if self._plan is not None and self._policy and _but_for_gateways(facts, self._facts):
+            before, self._plan = self._plan, rerouted(self._plan, self._policy, facts.gateways_down)
+            self._rerouted = self._plan.route_set - before.route_set
+        elif self._plan is None or facts != self._facts:
+            self._plan, self._rerouted = self._compile(state, facts), frozenset()
+        self._facts = facts
         return self._plan
 
     def _compile(self, state: State, facts: Facts) -> Plan:
@@ -186,24 +202,28 @@ class Healer:
         done: list[Step] = []
         failed: list[tuple[Step, KernelError]] = []
         held: list[Step] = []
+        switched: list[Step] = []
         delays: dict[str, float] = {}
         caution = Caution()
         self._sight.forget({kind_of(step) for step in steps})
         for step in steps:
             key, now = key_of(step), time.monotonic()
-            if caution.forbids(step) or (self.backoff.holds(key, now) and key not in delays):
+            follows_gateway = self._follows_gateway(step)
+            if caution.forbids(step) or (
+                self.backoff.holds(key, now) and key not in delays and not follows_gateway
+            ):
                 held.append(step)
                 caution.not_done(step)
                 continue
             try:
                 self._run(step, executor)
-                done.append(step)
+                (switched if follows_gateway else done).append(step)
             except KernelError as error:
                 failed.append((step, error))
                 caution.not_done(step)
             except DatapathError as error:
                 failed.append((step, KernelError(step.describe(), str(error), hint=error.hint)))
-            if key not in delays:
+            if key not in delays and not follows_gateway:
                 delays[key] = self.backoff.repaired(key, now)
         return Look(
             state,
@@ -215,7 +235,14 @@ class Healer:
             _waiting(self._networks, plan, actual),
             find_conflicts(actual, carried_plan(plan, actual.links), state.record),
             tuple(network.name for network in self._networks),
+            switched=tuple(switched),
         )
+
+    def _follows_gateway(self, step: Step) -> bool:
+        """Nobody undoes anything here: it is the network that changes, as often as it does."""
+        if isinstance(step, AddRoute):
+            return step.route in self._rerouted
+        return bool(self._rerouted) and isinstance(step, ExtendSteering | TrimSteering)
 
     def _run(self, step: Step, executor: Executor) -> None:
         if isinstance(step, SyncIngress):
@@ -277,6 +304,15 @@ def _done(state: State, plan: Plan, record: Record) -> State:
     if not plan.mark_changes:
         return dataclasses.replace(state, record=record)
     return dataclasses.replace(state, record=record, ids=id_facts(plan.ids), fwmark_mask=plan.fwmark_mask)
+
+
+def _but_for_gateways(facts: Facts, before: Facts | None) -> bool:
+    """Whether nothing but their health is another one."""
+    return (
+        before is not None
+        and facts.gateways_down != before.gateways_down
+        and facts.model_copy(update={"gateways_down": before.gateways_down}) == before
+    )
 
 
 def _glance(plan: Plan) -> tuple[tuple[int, ...], ...]:

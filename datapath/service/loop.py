@@ -26,12 +26,13 @@ from datapath.observe.stats import ServiceStats
 from datapath.plan.model import Plan
 from datapath.reconcile.present import needed_devices
 from datapath.reconcile.steps import kind_of
+from datapath.service.gateways import GatewayWatch, report_change
 from datapath.service.healer import Healer, Look
 from datapath.service.memory import settle
 from datapath.service.policy_files import PolicyFiles
 from datapath.service.reload import UNDO_GRACE_S, Reloader
 from datapath.service.timers import Timers
-from datapath.state import DAEMON_LOCK, StateDirectory
+from datapath.state import DAEMON_LOCK, State, StateDirectory
 
 #: Events come in bursts: wait until it is quiet for a moment, but no longer than the second of these.
 QUIET_S = 0.005
@@ -62,6 +63,7 @@ class Service:
         self._log = get_logger()
         self._notifier = Notifier()
         self._healer = Healer(directory)
+        self._gateways = GatewayWatch()
         self._controller = Controller(directory, wait_for_devices=True)
         self._reloader = Reloader(directory, files, self._controller, stats)
         self._timers = Timers()
@@ -82,6 +84,7 @@ class Service:
             stack.enter_context(self._directory.locked(wait_s=0, name=DAEMON_LOCK))
             self._selector = stack.enter_context(selectors.DefaultSelector())
             stack.callback(self._healer.close)
+            stack.callback(self._gateways.close)
             stack.enter_context(self._signals())
             self._open_watches(stack)
             self._retry_later(self._reloader.start())
@@ -196,6 +199,34 @@ class Service:
             if undone:
                 self._resync()
 
+    # Gateways
+
+    def _ask_gateways(self) -> None:
+        now = time.monotonic()
+        changes = self._gateways.ask(now)
+        self._ask_gateways_later()
+        for change in changes:
+            report_change(change, self._gateways.down, self._stats)
+        if any(not change.problem for change in changes):
+            self._healer.set_down(self._gateways.down)
+            self._look()
+
+    def _ask_gateways_later(self) -> None:
+        at_s = self._gateways.next_s()
+        if at_s is None:
+            self._timers.cancel(self._ask_gateways)
+        else:
+            self._timers.set(self._ask_gateways, at_s)
+
+    def _follow_gateways(self, plan: Plan, state: State) -> None:
+        self._gateways.follow(plan.checks, state.gateways_down, time.monotonic())
+        self._stats.gateways = {key: health.is_up for key, health in self._gateways.health.items()}
+        if self._gateways.down != state.gateways_down:
+            # It speaks of gateways that the policy no longer has.
+            self._healer.set_down(self._gateways.down)
+            self._timers.earliest(self._look, time.monotonic())
+        self._ask_gateways_later()
+
     # Drift
 
     def _resync(self) -> None:
@@ -277,6 +308,8 @@ class Service:
                 seen=sorted({event.what for event in events}) or ["found by looking"],
                 heal_ms=round(seconds * 1000, 1),
             )
+        if look.switched:
+            self._log.warning("gateways_switched", steps=[step.describe() for step in look.switched])
         for step, error in look.failed:
             self._log.error("heal_failed", step=step.describe(), error=str(error), hint=error.hint)
         for key, delay in look.delays.items():
@@ -306,10 +339,11 @@ class Service:
         next_s = self._healer.backoff.next_s(now)
         if next_s is not None and (look.held or look.failed or look.delays):
             self._timers.earliest(self._look, next_s)
-        elif look.failed or look.done:
+        elif look.failed or look.done or look.switched:
             self._timers.set(self._confirm, now + CONFIRM_S)
         if look.plan is not None:
             self._routes.follow(interest_of(look.plan))
+            self._follow_gateways(look.plan, look.state)
 
     def _status(self) -> str:
         stats = self._stats

@@ -163,6 +163,7 @@ class FakeKernel:
             previous_ids=state.ids or live.ids,
             previous_mask=state.fwmark_mask or live.fwmark_mask,
             rule_bank=live.rule_bank,
+            gateways_down=dict(state.gateways_down),
         )
 
     def snapshot(self) -> dict[str, Any]:

@@ -19,6 +19,12 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "vlan": ("networks:", _A, _B, _VLAN),
     "other vlan": ("networks:", _A, _B, _VLAN.replace("id: 5", "id: 6")),
     "gateway": ("networks:", _A.replace("10.1.0.1", "10.1.0.9"), _B),
+    "gateways": ("networks:", _A.replace("gateway: [10.1.0.1", "gateways: [10.1.0.1, 10.1.0.3"), _B),
+    "more gateways": (
+        "networks:",
+        _A.replace('gateway: [10.1.0.1, "2', 'gateways: [10.1.0.1, 10.1.0.4, "2001:db8:1::4", "2'),
+        _B,
+    ),
     "vips": ("networks:", _A.replace("10.1.0.0/24", "10.1.0.0/24, 192.0.2.0/28"), _B),
     "one family": ("networks:", _A.replace(', "2001:db8:1::/64"', "").replace(', "2001:db8:1::1"', ""), _B),
     "no gateway": ("networks:", _A, _B.replace(" gateway: 10.2.0.1,", "")),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from datapath.errors import KernelError
 from datapath.kernel.rtnl import FibChange, Verb
-from datapath.plan.rtnl import FibRule, Route, RuleAction, VlanLink, VrfLink
+from datapath.plan.rtnl import Family, FibRule, Route, RuleAction, VlanLink, VrfLink
 from datapath.reconcile.actual import ActualLink
 from tests.fake_kernel.refusal import refuse
 
@@ -171,6 +171,8 @@ class Routes:
     def add(self, route: Route, links: Links, *, replace: bool) -> None:
         if route.device and not links.require(route.device).up:
             raise refuse("add route", errno.ENETDOWN)
+        if route.family is Family.IPV6 and len({hop.gateway for hop in route.hops}) < len(route.hops):
+            raise refuse("add route", errno.EEXIST)
         if not replace and _key(route) in self.by_key:
             raise refuse("add route", errno.EEXIST)
         self.by_key[_key(route)] = route

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any
 
@@ -19,7 +21,7 @@ from datapath.kernel.fib_codec import AF, encode_rule
 from datapath.kernel.netlink import BATCH_MAX, TRAFFIC, Netlink, Request
 from datapath.kernel.rtnl import FibChange, Rtnl, Verb, ifindex
 from datapath.plan.ingress import IpNetwork
-from datapath.plan.rtnl import ROUTE_PROTOCOL, Family, FibRule, Route, RouteType, RuleAction
+from datapath.plan.rtnl import ROUTE_PROTOCOL, Family, FibRule, NextHop, Route, RouteType, RuleAction
 from tests.netns.nodes import inside, node
 
 pytestmark = pytest.mark.root
@@ -31,6 +33,7 @@ ACTIONS = {1: RuleAction.LOOKUP, 2: RuleAction.GOTO, 3: RuleAction.NOP}
 DELETE_RULE = 33
 #: RT_SCOPE_*.
 UNIVERSE, LINK = 0, 253
+ONLINK = 4
 U32 = st.integers(0, 0xFFFFFFFF)
 
 
@@ -96,8 +99,15 @@ def routes(draw: st.DrawFn) -> Route:
         Family.IPV4: st.integers(0x0B000001, 0x7E000000).map(IPv4Address),
         Family.IPV6: st.integers(0xFE80 << 112 | 1, (0xFE80 << 112) + 0xFFFFFFFF).map(IPv6Address),
     }
-    gateway = draw(st.one_of(st.none(), gateways[family]))
-    return Route(table, destination, draw(st.sampled_from(DEVICES[1:])), gateway, metric=metric)
+    device = draw(st.sampled_from(DEVICES[1:]))
+    hops = draw(st.lists(st.builds(NextHop, gateways[family], st.integers(1, 256)), max_size=6))
+    if family is Family.IPV6:
+        # It refuses a gateway that comes twice; IPv4 takes it.
+        hops = list({hop.gateway: hop for hop in hops}.values())
+    if len(hops) > 1:
+        return Route(table, destination, device, metric=metric, hops=tuple(hops))
+    gateway = hops[0].gateway if hops else None
+    return Route(table, destination, device, gateway, metric=metric)
 
 
 def key(route: Route) -> tuple[object, ...]:
@@ -135,15 +145,19 @@ def route_by_pyroute2(message: Any, family: Family, names: dict[int, str]) -> Ro
     is_refusal = message["type"] == 7
     gateway = message.get("RTA_GATEWAY")
     address = IPv4Address if family is Family.IPV4 else IPv6Address
-    is_direct = family is Family.IPV4 and not is_refusal and not gateway
+    several = message.get("RTA_MULTIPATH") or ()
+    hops = tuple(NextHop(address(hop.get("RTA_GATEWAY")), hop["hops"] + 1) for hop in several)
+    assert all(hop["flags"] & ONLINK for hop in several)
+    is_direct = family is Family.IPV4 and not is_refusal and not gateway and not hops
     assert message["scope"] == (LINK if is_direct else UNIVERSE)
     return Route(
         message.get("RTA_TABLE"),
         prefix(family, message.get("RTA_DST"), message["dst_len"]),
-        "" if is_refusal else names[message.get("RTA_OIF")],
+        "" if is_refusal else names[several[0]["oif"] if several else message.get("RTA_OIF")],
         address(gateway) if gateway else None,
         RouteType.UNREACHABLE if is_refusal else RouteType.UNICAST,
         message.get("RTA_PRIORITY") or 0,
+        hops,
     )
 
 
@@ -199,6 +213,60 @@ def test_replacing_leaves_one_route(destination: IpNetwork, gateways: tuple[Any,
         rtnl.change([FibChange(Verb.REPLACE, new)])
         assert rtnl.routes() == {new}
         rtnl.change([FibChange(Verb.DELETE, new)])
+
+
+@pytest.mark.parametrize("family", Family)
+def test_one_gateway_and_several_replace_each_other(family: Family) -> None:
+    """Whatever there was before, and never two routes at once."""
+    destination = IPv4Network("0.0.0.0/0") if family is Family.IPV4 else IPv6Network("::/0")
+    address: Any = IPv4Address(0x0A000000) if family is Family.IPV4 else IPv6Address(0xFE80 << 112)
+    route = Route(700_001, destination, "eth1", metric=1024)
+    forms = [
+        replace(route, gateway=address + 1),
+        replace(route, hops=tuple(NextHop(address + n) for n in (1, 2, 3))),
+        replace(route, hops=(NextHop(address + 3, 2), NextHop(address + 2))),
+    ]
+    if family is Family.IPV4:
+        forms.append(
+            replace(route, hops=(NextHop(address + 3), NextHop(address + 2, 7), NextHop(address + 3)))
+        )
+    with Rtnl() as rtnl:
+        rtnl.change([FibChange(Verb.ADD, forms[0])])
+        for old in forms:
+            for new in forms:
+                rtnl.change([FibChange(Verb.REPLACE, old)])
+                rtnl.change([FibChange(Verb.REPLACE, new)])
+                assert rtnl.routes() == {new}
+        rtnl.change([FibChange(Verb.DELETE, forms[-1])])
+        assert rtnl.routes() == frozenset()
+
+
+def test_a_route_over_several_devices_is_not_one_of_ours_and_goes() -> None:
+    """Somebody made it under our protocol: it must be seen as what it is, and deleted by its key."""
+    lines = [
+        "nexthop",
+        "via",
+        "10.0.0.1",
+        "dev",
+        "eth1",
+        "onlink",
+        "nexthop",
+        "via",
+        "10.0.0.1",
+        "dev",
+        "eth2",
+        "onlink",
+    ]
+    argv = ["ip", "route", "add", "default", "table", "700001", "proto", str(ROUTE_PROTOCOL)]
+    subprocess.run([*argv, *lines], check=True)
+    hop = NextHop(IPv4Address("10.0.0.1"))
+    with Rtnl() as rtnl:
+        (found,) = rtnl.routes()
+        assert found == Route(
+            700_001, IPv4Network("0.0.0.0/0"), "eth1", hops=(hop, replace(hop, device="eth2"))
+        )
+        rtnl.change([FibChange(Verb.DELETE, found)])
+        assert rtnl.routes() == frozenset()
 
 
 def numbered(count: int) -> list[FibRule]:

@@ -12,7 +12,8 @@ import pytest
 from datapath import cli
 from datapath.errors import InputError
 from datapath.generations import History
-from datapath.state import StateDirectory, seal
+from datapath.sealed import seal
+from datapath.state import StateDirectory
 from tests.faults.zygote import Zygote
 from tests.netns.nodes import inside, quick_dump
 from tests.service.daemon import DEVICES, FIRST, SECOND, Daemon, Node, policy

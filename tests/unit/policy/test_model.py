@@ -78,7 +78,10 @@ def test_both_families() -> None:
     )
     assert [str(p) for p in a.vip_prefixes] == ["192.0.2.0/24", "2001:db8::/64"]
     assert a.vip_families == {4, 6}
-    assert (str(a.gateway_of(4)), str(a.gateway_of(6))) == ("192.0.2.1", "fe80::1")
+    assert [[str(g.address) for g in a.gateways_of(family)] for family in (4, 6)] == [
+        ["192.0.2.1"],
+        ["fe80::1"],
+    ]
     # As written: the other half of the /24 is not known to be on the network.
     assert [str(p) for p in a.effective_on_link] == ["192.0.2.0/25"]
 

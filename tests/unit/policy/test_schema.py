@@ -50,6 +50,20 @@ EXAMPLE: dict[str, Any] = {
             "gateway": "198.51.100.2",
             "on_link": ["198.51.100.2"],
         },
+        {
+            "name": "c",
+            "interface": "eth2",
+            "vips": ["203.0.113.0/24"],
+            "gateways": ["203.0.113.1", {"address": "203.0.113.2"}, {"address": "203.0.113.3", "weight": 16}],
+            "gateway_mode": "ecmp",
+            "gateway_check": {
+                "method": "icmp",
+                "interval_ms": 50,
+                "multiplier": 4,
+                "recovery": 10,
+                "hold_s": 0,
+            },
+        },
     ],
     "probes": [
         {"gateway": "public", "timeout": 1, "attempts": 10},
@@ -128,6 +142,12 @@ def test_shown_policies_load_and_fit_the_schema(name: str, text: str) -> None:
         changed("networks", 0, "table", value=None),
         changed("networks", 0, "strict_arp", value="yes"),
         changed("networks", 1, "interface", value="a/b"),
+        changed("networks", 2, "gateways", 1, value={"weight": 2}),
+        changed("networks", 2, "gateways", 1, value={"address": "203.0.113.2", "weight": 17}),
+        changed("networks", 2, "gateways", 1, value=1),
+        changed("networks", 2, "gateway_mode", value="standby"),
+        changed("networks", 2, "gateway_check", value={"method": "bfd"}),
+        changed("networks", 2, "gateway_check", value={"interval_ms": 9}),
         changed("networks", value=[]),
         changed("version", value=2),
         changed("marks", "profile", value="tailscale"),
@@ -148,7 +168,7 @@ def models(model: type[PolicyModel]) -> set[type[PolicyModel]]:
 
 
 def test_every_field_is_described() -> None:
-    assert len(models(Policy)) == 10
+    assert len(models(Policy)) == 12
     for model in models(Policy):
         assert all(field.description for field in model.model_fields.values()), model
 

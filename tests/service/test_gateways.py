@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon and several gateways, on the real kernel: who is asked how, who takes over, and who comes back when."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service.daemon import Daemon, wait_until
+from tests.service.gateway_ground import Ground, gateway_address, policy_of, wait_for_route
+
+pytestmark = pytest.mark.root
+
+RATE = 1000
+#: Answers that are lost until a dead gateway is noticed, in packets at that rate: the promise, and what a machine that
+#: is busy with other tests gets. Four questions fit into the time that three misses take.
+DEFAULT_CHECK, FAST_CHECK = "", "    gateway_check: {interval_ms: 15, hold_s: 1}\n"
+GUARD = 5
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Ground]:
+    """A node with two gateways and a policy that uses both."""
+    ground = Ground(tmp_path, 2, clients=32)
+    ground.policy.write_text(policy_of(range(1, 3)))
+    yield ground
+    ground.close()
+
+
+def said(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("check", "promise"), [(DEFAULT_CHECK, 1000), (FAST_CHECK, 100)], ids=["default", "fast"]
+)
+@pytest.mark.parametrize("way", ["link down", "machine gone"])
+def test_answers_go_on_by_the_other_gateway(
+    two: Ground, check: str, promise: int, way: str, family: int
+) -> None:
+    two.policy.write_text(policy_of(range(1, 3), "    gateway_mode: active_standby\n" + check))
+    first, second = (gateway_address(number, family) for number in (1, 2))
+    with Daemon(two).started() as daemon:
+        assert wait_for_route(two, family, has=first)
+        with two.traffic(RATE, families=(family,)) as result:
+            time.sleep(1)
+            if way == "link down":
+                two.routers[1].ip(["link set eth0 down"])
+            else:
+                two.remove_gateway(1)
+            wait_for_route(two, family, has=second)
+            time.sleep(1)
+        switched = daemon.events("gateways_switched")
+        down = daemon.events("gateway_down")
+    assert {event["gateway"] for event in down} == {gateway_address(1, 4), gateway_address(1, 6)}
+    assert {event["unanswered"] for event in down} == {3}
+    assert len(switched) <= 2, "once for each family, or both at once"
+    assert result["queue_drops"] == result["elsewhere"] == 0
+    assert two.sent_by(2) > 0
+    # Packets, of which one is sent each millisecond.
+    what = f"{way}, IPv{family}, {check.strip() or 'default'}"
+    said(f"{what}: {result['lost']} of {result['sent']} lost ({promise} allowed)")
+    assert 0 < result["lost"] < promise * GUARD
+
+
+def test_nothing_is_lost_when_a_gateway_comes_back(two: Ground) -> None:
+    two.policy.write_text(policy_of(range(1, 3), "    gateway_check: {interval_ms: 50, hold_s: 1}\n"))
+    with Daemon(two).started() as daemon:
+        both = two.default_route(4)
+        two.routers[1].ip(["link set eth0 down"])
+        daemon.wait_for("gateway_down", 2)
+        wait_for_route(two, 4, lacks=gateway_address(1, 4))
+        assert sorted(two.gateways_down()) == [gateway_address(1, 6), gateway_address(1, 4)]
+        assert "203.0.113.1 (down)" in two.datapath("status").stdout
+        assert two.datapath("status").returncode == 0, "a gateway that is down is not drift"
+        with two.traffic(RATE) as result:
+            two.routers[1].ip(
+                ["link set eth0 up", f"-6 addr replace {gateway_address(1, 6)}/64 dev eth0 nodad"]
+            )
+            daemon.wait_for("gateway_up", 2)
+            wait_until(lambda: two.default_route(4) == both, "both gateways in use")
+            time.sleep(0.5)
+        assert two.gateways_down() == []
+        assert not daemon.events("drift_healed"), "nobody undid anything"
+    assert result["lost"] == 0, result
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_flows_stay_where_they_are(tmp_path: Path, family: int) -> None:
+    """Only those of a gateway that went down move, and back when it is up again; 250 clients, asked of the kernel."""
+    ground = Ground(tmp_path, 3, clients=250)
+    try:
+        ground.policy.write_text(policy_of(range(1, 4), "    gateway_check: {interval_ms: 50, hold_s: 1}\n"))
+        names = {number: gateway_address(number, family) for number in (1, 2, 3)}
+        with Daemon(ground).started() as daemon:
+            before = ground.gateways_of(family)
+            assert set(before.values()) == set(names.values())
+            ups = 0
+            for number, name in names.items():
+                ground.routers[number].ip(["link set eth0 down"])
+                wait_for_route(ground, family, lacks=name)
+                during = ground.gateways_of(family)
+                moved = {client for client in before if before[client] != during[client]}
+                assert moved == {client for client, way in before.items() if way == name}
+                assert name not in during.values()
+                ground.routers[number].ip(
+                    ["link set eth0 up", f"-6 addr replace {gateway_address(number, 6)}/64 dev eth0 nodad"]
+                )
+                ups += 2
+                daemon.wait_for("gateway_up", ups)
+                wait_for_route(ground, family, has=name)
+                assert ground.gateways_of(family) == before
+    finally:
+        ground.close()
+
+
+def test_weights_are_shares(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, 2, clients=250)
+    try:
+        ground.policy.write_text(policy_of(range(1, 3), weights={1: 9, 2: 1}))
+        assert ground.datapath("apply", str(ground.policy)).returncode == 0
+        for family in (4, 6):
+            shares = ground.shares(family)
+            # Binomial with 250 and 0.9: 200 is more than five standard deviations away from 225.
+            assert shares[gateway_address(1, family)] > 200
+            assert shares[gateway_address(2, family)] > 0
+    finally:
+        ground.close()
+
+
+def test_a_gateway_that_comes_and_goes_is_left_alone(two: Ground) -> None:
+    """Ten times down and up within the hold time: one switch away, and one back after it has been quiet."""
+    two.policy.write_text(
+        policy_of(
+            range(1, 3), "    gateway_mode: active_standby\n    gateway_check: {interval_ms: 20, hold_s: 6}\n"
+        )
+    )
+    with Daemon(two).started() as daemon:
+        for _ in range(10):
+            two.routers[1].ip(["link set eth0 down"])
+            time.sleep(0.2)
+            two.routers[1].ip(["link set eth0 up"])
+            time.sleep(0.2)
+        daemon.wait_for("gateway_up")
+        wait_for_route(two, 4, has=gateway_address(1, 4))
+        ipv4 = [event for event in daemon.events("gateway_down") if event["gateway"] == gateway_address(1, 4)]
+        assert len(ipv4) == 1
+        assert len([e for e in daemon.events("gateway_up") if e["gateway"] == gateway_address(1, 4)]) == 1
+        assert not daemon.events("drift_contested")
+
+
+def test_another_link_address_is_found_by_asking_everybody(two: Ground) -> None:
+    """A router that was replaced, and says nothing by itself: the kernel alone would go on for seconds."""
+    two.policy.write_text(policy_of(range(1, 3), "    gateway_mode: active_standby\n"))
+    with Daemon(two).started() as daemon:
+        with two.traffic(RATE, families=(4, 6)) as result:
+            time.sleep(1)
+            before = _neighbour(two, gateway_address(1, 4))
+            two.routers[1].sysctl({"net/ipv4/conf/eth0/arp_notify": 0, "net/ipv6/conf/eth0/ndisc_notify": 0})
+            two.routers[1].ip(["link set eth0 address 02:00:00:00:00:77"])
+            wait_until(
+                lambda: _neighbour(two, gateway_address(1, 4)) == "02:00:00:00:00:77", "IPv4 neighbour"
+            )
+            wait_until(
+                lambda: _neighbour(two, gateway_address(1, 6)) == "02:00:00:00:00:77", "IPv6 neighbour"
+            )
+            time.sleep(0.5)
+        assert before != "02:00:00:00:00:77"
+        assert not daemon.events("gateway_down"), "it answered the second question, of three"
+    said(f"another link address: {result['lost']} of {result['sent']} lost")
+    assert 0 < result["lost"] < 1000 * GUARD
+
+
+def _neighbour(ground: Ground, address: str) -> str:
+    shown = json.loads(ground.ns.run("ip", "-j", "neigh", "show", address, "dev", "eth0") or "[]")
+    return str(shown[0].get("lladdr", "")) if shown else ""
+
+
+def test_all_down_is_as_all_up(two: Ground) -> None:
+    with Daemon(two).started() as daemon:
+        both = two.default_route(4)
+        for number in (1, 2):
+            two.routers[number].ip(["link set eth0 down"])
+        daemon.wait_for("gateways_all_down", 2)
+        wait_until(lambda: two.default_route(4) == both, "all gateways in use")
+        assert len(two.gateways_down()) == 4
+        assert two.datapath("status").returncode == 0
+
+
+def test_an_apply_beside_the_daemon_keeps_the_failover(two: Ground) -> None:
+    with Daemon(two).started() as daemon:
+        two.routers[1].ip(["link set eth0 down"])
+        daemon.wait_for("gateways_switched")
+        wait_for_route(two, 4, lacks=gateway_address(1, 4))
+        two.policy.write_text(two.policy.read_text() + "    strict_arp: true\n")
+        done = two.datapath("apply", str(two.policy))
+        assert done.returncode == 0, done.stderr
+        assert gateway_address(1, 4) not in two.default_route(4).split()
+        switched = len(daemon.events("gateways_switched"))
+        # Somebody else's change is healed to the same.
+        two.ns.run(
+            "ip",
+            "route",
+            "replace",
+            "default",
+            "via",
+            gateway_address(1, 4),
+            "dev",
+            "eth0",
+            "onlink",
+            "table",
+            two.default_route(4).partition("table ")[2].split()[0],
+            "proto",
+            "78",
+        )
+        wait_for_route(two, 4, has=gateway_address(2, 4), lacks=gateway_address(1, 4))
+        daemon.wait_for("drift_healed")
+        assert len(daemon.events("gateways_switched")) == switched
+
+
+def test_a_restarted_daemon_goes_on_with_what_was_known(two: Ground) -> None:
+    with Daemon(two).started() as daemon:
+        two.routers[1].ip(["link set eth0 down"])
+        daemon.wait_for("gateways_switched")
+        wait_for_route(two, 6, lacks=gateway_address(1, 6))
+        before = two.snapshot()["routes"]
+        assert daemon.stop() == 0
+    assert two.snapshot()["routes"] == before, "the datapath stays"
+    with Daemon(two).started() as daemon:
+        assert two.snapshot()["routes"] == before
+        time.sleep(1)
+        assert not daemon.events("gateways_switched")
+        assert not daemon.events("drift_healed")
+        assert len(two.gateways_down()) == 2
+
+
+def test_without_a_daemon_all_are_used(two: Ground) -> None:
+    """Nobody would find out that one is back."""
+    with Daemon(two).started() as daemon:
+        both = two.default_route(4)
+        two.routers[1].ip(["link set eth0 down"])
+        daemon.wait_for("gateways_switched")
+        wait_for_route(two, 4, lacks=gateway_address(1, 4))
+        daemon.stop()
+    assert two.datapath("apply", str(two.policy)).returncode == 0
+    assert two.default_route(4) == both
+    assert two.gateways_down() == []
+
+
+def test_a_policy_without_that_gateway_forgets_it(two: Ground) -> None:
+    with Daemon(two).started() as daemon:
+        two.routers[1].ip(["link set eth0 down"])
+        daemon.wait_for("gateways_switched")
+        two.policy.write_text(policy_of(range(2, 3)))
+        daemon.wait_for("policy_in_force", 2)
+        wait_until(lambda: two.gateways_down() == [], "nothing is down")
+        state = json.loads((two.state / "state.json").read_text())
+        assert state["gateways_down"] == {}
+
+
+def test_a_device_that_goes_and_comes_says_nothing_about_gateways(two: Ground) -> None:
+    with Daemon(two).started() as daemon:
+        both = two.default_route(4)
+        two.ns.ip(["link set eth0 down"])
+        daemon.wait_for("gateway_cannot_be_asked")
+        daemon.wait_for("networks_waiting")
+        two.ns.ip(["link set eth0 up"])
+        wait_until(lambda: two.default_route(4) == both, "the route is back")
+        assert not daemon.events("gateway_down")
+        two.routers[2].ip(["link set eth0 down"])
+        daemon.wait_for("gateway_down")
+        wait_for_route(two, 4, lacks=gateway_address(2, 4))
+
+
+def test_teardown_leaves_nothing(two: Ground) -> None:
+    before = two.snapshot()
+    with Daemon(two).started() as daemon:
+        two.routers[1].ip(["link set eth0 down"])
+        daemon.wait_for("gateways_switched")
+        daemon.stop()
+    assert two.datapath("teardown").returncode == 0
+    assert two.snapshot() == before
