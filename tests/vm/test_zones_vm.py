@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -34,12 +35,40 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Co
         yield lab, controller
 
 
-def test_every_cell_of_equal_clients_holds(isolated: tuple[Lab, Controller]) -> None:
-    lab, _ = isolated
+def served_equals(lab: Lab) -> None:
+    """Both outside clients ask everything from the same ports."""
     cells = [cell for cell in same_ports(vlan_cells(lab.networks)) if cell.client in {"client", "client2"}]
     results = probe_all(lab, cells, seconds=1.5)
     assert [f"{r.cell}: {r.detail}" for r in results if not r.ok] == []
     assert lab.wrong_way() == 0
+
+
+def test_every_cell_of_equal_clients_holds(isolated: tuple[Lab, Controller]) -> None:
+    served_equals(isolated[0])
+
+
+@pytest.mark.kernel_feature("vrf")
+def test_every_cell_of_equal_clients_holds_in_vrfs(tmp_path: Path) -> None:
+    """Hooks run twice there; the pass that has the network's own device decides on the zone."""
+    with Lab(networks=overlapping(), vlan="8021q") as lab:
+        first, second, rest = lab.policy(extra="backend: nft\n", network_extra=ISOLATED).split(ISOLATED)
+        red, blue = (
+            f"{ISOLATED}    vrf: {{name: {name}, table: {table}, create: true}}\n"
+            for name, table in (("red", 1001), ("blue", 1002))
+        )
+        with inside(lab.node.name):
+            text = f"{first}{red}{second}{blue}{rest}"
+            Controller(StateDirectory(tmp_path)).apply(parse_policy(text.encode(), "vrfs.yaml"))
+        for network in lab.networks:
+            lab.announce(network)
+        served_equals(lab)
+        zones = {entry.split("zone-orig=")[1].split()[0] for entry in tracked(lab) if "zone-orig=" in entry}
+        assert zones == {"40001", "40002"}
+
+
+def tracked(lab: Lab) -> list[str]:
+    text = lab.node.run("cat", "/proc/thread-self/net/nf_conntrack")
+    return [line for line in text.splitlines() if "dst=1.2.3." in line]
 
 
 @pytest.mark.parametrize("version", FAMILIES)
