@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from tools.lab import Backend, Cell, Lab, Network, network
+from tools.lab import Backend, Lab, Network, network
 from tools.lab.topology import SERVICE_PORT, IpAddress
 from tools.lab.traffic import family
 
@@ -21,14 +20,6 @@ CLIENTS = ("client", "client2")
 def overlapping(count: int = 2) -> list[Network]:
     """Networks whose outside clients have one address, with the same VIPs everywhere."""
     return [network(0), *(network(n, same_clients=True, same_vips=True) for n in range(1, count))]
-
-
-def same_ports(cells: list[Cell]) -> list[Cell]:
-    """Requests that differ in nothing but their network have the same source port."""
-    ports: dict[tuple[object, ...], int] = {}
-    for cell in cells:
-        ports.setdefault((cell.target, cell.proto), 42000 + len(ports))
-    return [dataclasses.replace(cell, source_port=ports[cell.target, cell.proto]) for cell in cells]
 
 
 @contextmanager

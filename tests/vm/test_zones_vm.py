@@ -14,8 +14,8 @@ from datapath.policy import parse_policy
 from datapath.reconcile.steps import MoveConnections
 from datapath.state import StateDirectory
 from tests.bpf.conftest import inside
-from tests.netns.equals import ISOLATED, both, datagrams_in_fragments, overlapping, same_ports
-from tools.lab import Lab, probe_all, vlan_cells
+from tests.netns.equals import ISOLATED, both, datagrams_in_fragments, overlapping
+from tools.lab import Lab, probe_all, same_ports, vlan_cells
 from tools.lab.topology import FAMILIES, VIP_BACKENDS
 from tools.lab.traffic import ask_line
 

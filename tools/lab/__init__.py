@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The namespace lab: real traffic between namespaces that look like a node and its surroundings."""
 
-from tools.lab.cells import Cell, Proto, Way, elsewhere_cells, inside_cells, matrix, vlan_cells
+from tools.lab.cells import Cell, Proto, Way, elsewhere_cells, inside_cells, matrix, same_ports, vlan_cells
 from tools.lab.dnat import Dnat
 from tools.lab.lab import Lab, RpFilter
 from tools.lab.netns import LabError, Namespace
@@ -26,5 +26,6 @@ __all__ = [
     "matrix",
     "network",
     "probe_all",
+    "same_ports",
     "vlan_cells",
 ]

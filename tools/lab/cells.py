@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,3 +125,11 @@ def elsewhere_cells() -> list[Cell]:
 def matrix(networks: Sequence[Network]) -> list[Cell]:
     """Return the whole matrix."""
     return vlan_cells(networks) + inside_cells(networks) + elsewhere_cells()
+
+
+def same_ports(cells: Sequence[Cell]) -> list[Cell]:
+    """Requests that differ in nothing but their client and network, from the same source port."""
+    ports: dict[tuple[IpAddress, Proto], int] = {}
+    for cell in cells:
+        ports.setdefault((cell.target, cell.proto), 42000 + len(ports))
+    return [dataclasses.replace(cell, source_port=ports[cell.target, cell.proto]) for cell in cells]

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.lab import classic, command
-from tools.lab.cells import Cell, Way, elsewhere_cells, inside_cells, vlan_cells
+from tools.lab.cells import Cell, Way, elsewhere_cells, inside_cells, same_ports, vlan_cells
 from tools.lab.dnat import Dnat
 from tools.lab.dump import difference, dump_namespace
 from tools.lab.lab import Lab
 from tools.lab.probe import ProbeResult, probe_all
+from tools.lab.topology import VIP_BACKENDS, network
 
 _GROUPS = (
     ("Clients that came in by the VLAN", (Way.ROUTER, Way.ON_LINK)),
@@ -101,7 +102,27 @@ def demo(dnat: Dnat, recipe: classic.Tool) -> int:
         say.heading("$ datapath teardown")
         print(command.teardown(lab, state).strip().splitlines()[-1])
         left = difference(before, dump_namespace(lab.node))
+    columns[-1].results += _equal_clients(dnat, say)
     return _verdict(columns[-1], status.returncode, left, say, time.monotonic() - started)
+
+
+def _equal_clients(dnat: Dnat, say: _Terminal) -> list[ProbeResult]:
+    """Two clients with the same address, on two VLANs that have the same VIPs, ask from the same ports at once."""
+    networks = [network(0), network(1, same_clients=True, same_vips=True)]
+    cells = [cell for cell in vlan_cells(networks) if cell.client in (n.role("client") for n in networks)]
+    with (
+        Lab(dnat=dnat, networks=networks) as lab,
+        tempfile.TemporaryDirectory(prefix="datapath-demo-") as state,
+    ):
+        command.apply(lab, Path(state), lab.policy(network_extra="    isolate_clients: true\n"))
+        results = probe_all(lab, same_ports(cells))
+    say.heading(
+        "\nThe same client address and port on two VLANs at once, to the same VIPs: `isolate_clients: true`"
+    )
+    for backend in VIP_BACKENDS:
+        text, good = _summary([result for result in results if result.cell.backend is backend])
+        print(f"  both clients > {backend}".ljust(_LABEL) + (say.good if good else say.bad)(text))
+    return results
 
 
 def _verdict(ours: Column, status: int, left: str, say: _Terminal, seconds: float) -> int:
