@@ -359,8 +359,10 @@ class Service:
 
 def interest_of(plan: Plan) -> Interest:
     """What the daemon listens for."""
-    # What a routing daemon does in its table is its own affair, and it may do it a thousand times a second.
-    tables = {route.table for route in plan.routes}.difference(plan.external_tables)
+    # What a routing daemon does in its table, or in a VRF's, is its own affair, and it may do it a thousand times a
+    # second. Our own routes there are known by their protocol.
+    theirs = {*plan.external_tables, *(vrf.table for vrf in plan.vrfs)}
+    tables = {route.table for route in plan.routes} - theirs
     parents = {link.parent for link in plan.links}
     devices = needed_devices(plan) | parents | set(plan.steering.devices)
     return Interest(devices, frozenset(tables), default_routes=bool(plan.steering.networks))

@@ -37,6 +37,19 @@ def test_the_same_attempts_arrive_without_vrfs(ground: Ground) -> None:
     assert difference(settled, ground.dump()) == ""
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_route_is_what_keeps_a_vrf_without_default_route_closed(ground: Ground, family: int) -> None:
+    path = ground.paths["given"]
+    policy = "".join(line for line in path.policy.splitlines(keepends=True) if "gateway" not in line)
+    ground.apply(policy + BLUE + UNCHECKED)
+    with sent_to_the_node(path, [ELSEWHERE]):
+        closed = not reaches(ground, "gw", ELSEWHERE, family)
+        ground.lab.node.ip([f"-{family} route del unreachable default table 3"])
+        opened = reaches(ground, "gw", ELSEWHERE, family)
+    ground.apply()
+    assert (closed, opened) == (True, True)
+
+
 def test_the_matrix_by_nftables(ground: Ground) -> None:
     ground.apply(ground.public() + RED, top="backend: nft\n")
     ground.lab.announce(ground.lab.networks[0])

@@ -13,6 +13,7 @@ from datapath.plan.ingress import VipCheck
 from datapath.plan.model import NoteLevel, Plan
 from datapath.plan.rtnl import RouteType
 from datapath.policy import Policy
+from datapath.service.loop import interest_of
 
 RED = {"name": "red", "table": 2, "create": True}
 INTERNAL = {"internal": ["10.96.0.0/12", "fd00:96::/48"]}
@@ -60,6 +61,23 @@ def test_the_table_is_the_vrfs_and_ends_in_both_families() -> None:
     (ids,) = plan.ids
     assert ids.table == 2
     assert [rule.target for rule in plan.rules if rule.fwmask] == [2]
+
+
+def test_the_daemon_hears_of_the_vrf_and_not_of_what_others_route_there() -> None:
+    interest = interest_of(
+        compiled(net("a", vrf=RED), net("b", vips=["198.51.100.0/24"], gateway="198.51.100.1"))
+    )
+    assert interest.tables == {700_002}
+    assert interest.devices >= {"red", "a0", "b0"}
+
+
+def test_external_routes_of_a_vrf_are_those_of_the_daemon() -> None:
+    plan = compiled(net("a", vrf=RED, gateway=[], routes="external", on_link=["192.0.2.0/29"]))
+    assert [route for route in routes(plan) if "unreachable" not in route] == [
+        "-4 192.0.2.0/29 dev a0 table 2 protocol 78 metric 10"
+    ]
+    (network,) = plan.ingress.networks
+    assert network.vip_check is VipCheck.OFF
 
 
 def test_a_kernel_without_ipv6_gets_none_of_it() -> None:
