@@ -84,7 +84,7 @@ class BpfObject:
         Raises:
             KernelError: the kernel refused; it says no more than an errno here.
         """
-        maps = {name: _create_map(name, shape) for name, shape in self.maps.items()}
+        maps = {name: create_map(name, shape) for name, shape in self.maps.items()}
         numbers = [bpf_map.number for bpf_map in maps.values()]
         programs = []
         for name, code in self.functions.items():
@@ -101,9 +101,23 @@ class BpfObject:
         return programs, [maps[name] for name in wanted]
 
 
-def _create_map(name: str, shape: tuple[int, int, int, int, int]) -> libbpf.OwnedFd:
+def create_map(
+    name: str, shape: tuple[int, int, int, int, int], *, inner: libbpf.OwnedFd | None = None
+) -> libbpf.OwnedFd:
+    """A new map of this type, size of key and value, entries and flags.
+
+    Args:
+        name: at most 15 characters.
+        shape: as in `BpfObject.maps`.
+        inner: for a map of maps, one that looks like those to come.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
     kind, key_size, value_size, entries, flags = shape
-    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
+    opts = _MapCreateOpts(
+        sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags, inner_map_fd=inner.number if inner else 0
+    )
     result = libbpf.library().bpf_map_create(
         kind, name.encode(), key_size, value_size, entries, ctypes.byref(opts)
     )
