@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any, Final
 
 import yaml
@@ -138,6 +139,9 @@ def _gateways(lab: Lab, base: Document) -> Iterator[Kind]:
     vips = base["networks"][0]["vips"]
     more = [*vips, "203.0.113.128/28", "2001:db8:600::/64"]
     yield _kind("VIPs", base, _first(base, vips=more))
+    halves = [str(half) for vip in vips for half in ip_network(vip).subnets()]
+    in_halves = [_first(policy, vips=halves, on_link=vips) for policy in (base, _with(base, 0, 1, 2))]
+    yield _kind("VIP prefixes", _first(base, on_link=vips), *in_halves)
     yield _kind("on_link", base, _first(base, on_link=[*vips, "203.0.113.128/28", "2001:db8:600::/64"]))
 
 
