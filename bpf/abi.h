@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* To be raised with every change of this file: a program of another version is replaced, never updated. */
-#define ABI_VERSION 5
+#define ABI_VERSION 6
 
 /* Slot 0 belongs to no network: it holds the source rules of all, and counts what is dropped before one is known. */
 #define SLOT_NONE 0
@@ -150,6 +150,57 @@ struct steered_network6 {
 	__u16 slot;
 	__u8 more_links;
 	__u8 reserved;
+};
+
+/*
+ * The tries of `steering: direct` have everything; what lies here spares nearly every packet both of its look-ups there.
+ * User space writes it only while it is off, and no program that has seen it on is still running.
+ */
+enum index_state {
+	INDEX_OFF,   /* ask the tries */
+	INDEX_PART,  /* VIPs with shorter prefixes are in the trie only */
+	INDEX_WHOLE, /* a source that is neither in its bucket nor sent on to the trie by it is no VIP */
+};
+
+/* By hash of the masked source. Empty: ifindex 0. */
+struct indexed_network4 {
+	__be32 address;
+	__u8 ask_trie; /* another VIP would lie here, or one with a longer prefix */
+	__u8 reserved[3];
+	struct steered_network4 network;
+};
+
+struct indexed_network6 {
+	__be32 address[4];
+	__u8 ask_trie;
+	__u8 reserved[3];
+	struct steered_network6 network;
+};
+
+#define PASSED_FIRST 8
+
+/* None: address all ones, mask 0, which no address fits. */
+struct passed4 {
+	__be32 address;
+	__be32 mask;
+};
+
+/* The first half of a prefix. */
+struct passed6 {
+	__be64 address;
+	__be64 mask;
+};
+
+struct steering_index {
+	__u64 multiplier4;
+	__u64 multiplier6;
+	__be32 mask4; /* of the most frequent length of VIPs */
+	__be32 mask6[4];
+	__u8 state4; /* enum index_state */
+	__u8 state6;
+	__u8 reserved[2];
+	struct passed4 passed4[PASSED_FIRST]; /* who is in none of them is not in slot 0 of dp_targets */
+	struct passed6 passed6[PASSED_FIRST];
 };
 
 /* What the longest match says. `length` is that of the address part: two lists are compared by it. */

@@ -30,14 +30,14 @@ static long (*const redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *next_
 #define REDIRECT_NEIGH redirect_neigh
 #endif
 
-static __always_inline struct steered_network4 *find_network4(const struct addresses4 *addresses)
+static __always_inline struct steered_network4 *search_network4(const struct addresses4 *addresses)
 {
 	struct vip4_key key = { .prefix_length = 32, .address = addresses->source };
 
 	return dp_replies4.lookup(&key);
 }
 
-static __always_inline struct steered_network6 *find_network6(const struct addresses6 *addresses)
+static __always_inline struct steered_network6 *search_network6(const struct addresses6 *addresses)
 {
 	struct vip6_key key = { .prefix_length = 128 };
 

@@ -18,17 +18,19 @@
 #include "steering_maps.h"
 #include "skb.h"
 #include "steer.h"
+#include "steering_index.h"
 
 static __always_inline int steer4(struct __sk_buff *skb)
 {
 	const __u32 offset = ETH_HLEN + __builtin_offsetof(struct iphdr, saddr);
-	struct steered_network4 *network;
+	const struct steering_index *index = find_index();
+	const struct steered_network4 *network;
 	struct addresses4 addresses;
 
-	if (packet_load_at(skb, offset, &addresses, sizeof(addresses)) != 0)
+	if (!index || packet_load_at(skb, offset, &addresses, sizeof(addresses)) != 0)
 		return TC_ACT_UNSPEC;
-	network = find_network4(&addresses);
-	if (!network || network->ifindex == skb->ifindex || is_target4(SLOT_NONE, &addresses))
+	network = find_network4(index, &addresses);
+	if (!network || network->ifindex == skb->ifindex || is_passed4(index, &addresses))
 		return TC_ACT_UNSPEC;
 	count_steered(skb, network->slot);
 	return redirect4(skb, network, &addresses);
@@ -37,13 +39,14 @@ static __always_inline int steer4(struct __sk_buff *skb)
 static __always_inline int steer6(struct __sk_buff *skb)
 {
 	const __u32 offset = ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr);
-	struct steered_network6 *network;
+	const struct steering_index *index = find_index();
+	const struct steered_network6 *network;
 	struct addresses6 addresses;
 
-	if (packet_load_at(skb, offset, &addresses, sizeof(addresses)) != 0)
+	if (!index || packet_load_at(skb, offset, &addresses, sizeof(addresses)) != 0)
 		return TC_ACT_UNSPEC;
-	network = find_network6(&addresses);
-	if (!network || network->ifindex == skb->ifindex || is_target6(SLOT_NONE, &addresses))
+	network = find_network6(index, &addresses);
+	if (!network || network->ifindex == skb->ifindex || is_passed6(index, &addresses))
 		return TC_ACT_UNSPEC;
 	count_steered(skb, network->slot);
 	return redirect6(skb, network, &addresses);

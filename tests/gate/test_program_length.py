@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.root, pytest.mark.bpf]
 #: Program -> instructions, and those that the verifier walked.
 BUDGET: Final = {
     "datapath_in": Length(1434, 11122),
-    "datapath_out": Length(330, 474),
+    # The index is compared without a loop or a call: longer, and a packet takes half the time.
+    "datapath_out": Length(596, 1264),
 }
 #: More is longer; less, too, fails: a budget that is too large would let the next change through.
 ROOM: Final = 0.04
@@ -33,8 +34,8 @@ _POD = {4: "10.244.1.7", 6: "fd00:10:244::7"}
 CLASSES: Final = {
     "to a VIP": ("datapath_in", _CLIENT, _VIP, _UNSPEC, 4.2),
     "spoofed": ("datapath_in", _POD, _VIP, _SHOT, 4.5),
-    "not ours": ("datapath_out", _POD, _CLIENT, _UNSPEC, 1.8),
-    "reply": ("datapath_out", _VIP, _CLIENT, _REDIRECT, 4.8),
+    "not ours": ("datapath_out", _POD, _CLIENT, _UNSPEC, 1.5),
+    "reply": ("datapath_out", _VIP, _CLIENT, _REDIRECT, 3.7),
 }
 
 

@@ -135,6 +135,21 @@ with steering.LoadedSteering.open(min(state.tables)) as loaded:
     loaded.write_tables(type(tables)({}, tables.targets))
 """
 
+#: The program asks the tries for every packet, or knows a network that there is not.
+STOP_INDEX = """
+from datapath.kernel.bpf import abi, steering
+state = steering.observe_steering()
+with steering.LoadedSteering.open(min(state.tables)) as loaded:
+    loaded.map(abi.MAP_INDEX).update({bytes(4): bytes(loaded.map(abi.MAP_INDEX).value_size)})
+"""
+SPOIL_INDEX = """
+from datapath.kernel.bpf import abi, steering
+state = steering.observe_steering()
+with steering.LoadedSteering.open(min(state.tables)) as loaded:
+    buckets = loaded.map(abi.INDEX_MAPS[6])
+    buckets.update({key: b"\\1" * buckets.value_size for key in buckets.items()})
+"""
+
 
 @pytest.mark.parametrize(
     ("code", "named"),
@@ -144,8 +159,10 @@ with steering.LoadedSteering.open(min(state.tables)) as loaded:
             "egress program for 1 network(s) on eth2",
         ),
         (SPOIL, "egress program for 1 network(s) on eth2"),
+        (STOP_INDEX, "egress program for 1 network(s) on eth2"),
+        (SPOIL_INDEX, "egress program for 1 network(s) on eth2"),
     ],
-    ids=["detached", "emptied"],
+    ids=["detached", "emptied", "index stopped", "index spoiled"],
 )
 def test_drift_is_named_and_healed(user: User, code: str, named: str) -> None:
     user.apply(POLICY)

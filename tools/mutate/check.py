@@ -30,8 +30,8 @@ _TESTS: Final = (
     "tests/bpf/test_mark.py",
 )
 #: The egress program has tests of its own, and shares only the reading of packets.
-_STEERING: Final = ("tests/bpf/test_steering.py",)
-_STEERING_FILES: Final = frozenset({"steering.bpf.c", "steer.h"})
+_STEERING: Final = ("tests/bpf/test_steering.py", "tests/bpf/test_steering_index.py")
+_STEERING_FILES: Final = frozenset({"steering.bpf.c", "steer.h", "steering_index.h"})
 _LEFT_OUT: Final = "not test_only_bits_inside_the_mask or 2779096485"
 #: The same packets for every mutant, and few enough for a run over all of them.
 _ENVIRONMENT: Final = {"DATAPATH_DIFFERENTIAL_PACKETS": "12000", "DATAPATH_DIFFERENTIAL_SEED": "20240229"}

@@ -13,7 +13,7 @@ from typing import Final
 
 from datapath.plan.ingress import OtherCheck, SourceAction, Verdict, VipCheck
 
-ABI_VERSION: Final = 5
+ABI_VERSION: Final = 6
 SLOT_NONE: Final = 0
 VLAN_PROTO_GUARD: Final = 0xFFFF
 SLOT_BITS: Final = 32
@@ -47,13 +47,19 @@ MAP_STEERED_BEFORE: Final = "dp_steered_was"
 #: Tries by IP version.
 REPLY_MAPS: Final = {4: "dp_replies4", 6: "dp_replies6"}
 TARGET_MAPS: Final = {4: "dp_targets4", 6: "dp_targets6"}
+#: What spares look-ups in those tries: buckets by IP version, and how they are asked.
+INDEX_MAPS: Final = {4: "dp_index4", 6: "dp_index6"}
+MAP_INDEX: Final = "dp_index"
 STEERING_MAP_NAMES: Final = (
     MAP_STEERED,
     MAP_STEERED_BEFORE,
     MAP_META,
     *REPLY_MAPS.values(),
     *TARGET_MAPS.values(),
+    *INDEX_MAPS.values(),
+    MAP_INDEX,
 )
+PASSED_FIRST: Final = 8
 #: Of the ring buffer of drop samples; a power of two. 4,096 bytes hold 58 samples.
 DROP_BUFFER_PAGES: Final = 16
 
@@ -72,6 +78,14 @@ class SourceCheck(enum.IntEnum):
     COMMON = 1
     EXCEPT = 2
     OWN = 3
+
+
+class IndexState(enum.IntEnum):
+    """`enum index_state`."""
+
+    OFF = 0
+    PART = 1
+    WHOLE = 2
 
 
 class NetworkKey(ctypes.Structure):
@@ -160,6 +174,56 @@ class SteeredNetwork6(ctypes.Structure):
     )
 
 
+class IndexedNetwork4(ctypes.Structure):
+    """`struct indexed_network4`."""
+
+    _fields_ = (
+        ("address", ctypes.c_uint8 * 4),
+        ("ask_trie", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8 * 3),
+        ("network", SteeredNetwork4),
+    )
+
+
+class IndexedNetwork6(ctypes.Structure):
+    """`struct indexed_network6`."""
+
+    _fields_ = (
+        ("address", ctypes.c_uint8 * 16),
+        ("ask_trie", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8 * 3),
+        ("network", SteeredNetwork6),
+    )
+
+
+class Passed4(ctypes.Structure):
+    """`struct passed4`."""
+
+    _fields_ = (("address", ctypes.c_uint8 * 4), ("mask", ctypes.c_uint8 * 4))
+
+
+class Passed6(ctypes.Structure):
+    """`struct passed6`: its fields are 64-bit words there."""
+
+    _fields_ = (("address", ctypes.c_uint8 * 8), ("mask", ctypes.c_uint8 * 8))
+
+
+class SteeringIndex(ctypes.Structure):
+    """`struct steering_index`."""
+
+    _fields_ = (
+        ("multiplier4", ctypes.c_uint64),
+        ("multiplier6", ctypes.c_uint64),
+        ("mask4", ctypes.c_uint8 * 4),
+        ("mask6", ctypes.c_uint8 * 16),
+        ("state4", ctypes.c_uint8),
+        ("state6", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8 * 2),
+        ("passed4", Passed4 * PASSED_FIRST),
+        ("passed6", Passed6 * PASSED_FIRST),
+    )
+
+
 class PrefixValue(ctypes.Structure):
     """`struct prefix_value`."""
 
@@ -230,6 +294,11 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "vip6_key": Vip6Key,
     "steered_network4": SteeredNetwork4,
     "steered_network6": SteeredNetwork6,
+    "indexed_network4": IndexedNetwork4,
+    "indexed_network6": IndexedNetwork6,
+    "passed4": Passed4,
+    "passed6": Passed6,
+    "steering_index": SteeringIndex,
     "prefix_value": PrefixValue,
     "drop_control": DropControl,
     "drop_event": DropEvent,
@@ -244,6 +313,8 @@ def constants() -> dict[str, int]:
         "SLOT_BITS": SLOT_BITS,
         "VLAN_PROTO_GUARD": VLAN_PROTO_GUARD,
         "VERDICT_COUNT": len(Verdict),
+        "PASSED_FIRST": PASSED_FIRST,
+        **{f"INDEX_{state.name}": int(state) for state in IndexState},
         **{f"VERDICT_{verdict.name}": int(verdict) for verdict in Verdict},
         **{f"VIP_CHECK_{check.name}": code for check, code in VIP_CHECK_CODES.items()},
         **{f"FEASIBLE_EVERYWHERE{version}": bit for version, bit in FEASIBLE_EVERYWHERE.items()},

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 from datapath.errors import KernelError
 from datapath.kernel import tc
-from datapath.kernel.bpf import abi, attachments, source
+from datapath.kernel.bpf import abi, attachments, grace, source, steering_index
 from datapath.kernel.bpf.ingress import require_ethernet
 from datapath.kernel.bpf.loaded import Change, Counter, LoadedProgram, ProgramMeta
 from datapath.kernel.bpf.source import Capacities
+from datapath.kernel.bpf.steering_index import Index
 from datapath.kernel.bpf.steering_tables import (
     SteeringTables,
     decode_replies,
@@ -33,12 +34,15 @@ from datapath.plan.tc import Direction, Hook
 from datapath.points import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from datapath.kernel.bpf.encoding import Elements
+    from datapath.kernel.bpf.tables import SlotPrefix
     from datapath.plan.steering import SteeringProgram
 
 _BYTE_ORDER: Final = sys.byteorder
 _VERSIONS: Final = (4, 6)
+_INDEX_KEY: Final = bytes(4)
 
 
 class LoadedSteering(LoadedProgram):
@@ -50,16 +54,48 @@ class LoadedSteering(LoadedProgram):
 
     def read_tables(self) -> SteeringTables:
         """The maps' contents, decoded."""
-        replies, targets = (
-            {version: self._maps[names[version]].items() for version in _VERSIONS}
-            for names in (abi.REPLY_MAPS, abi.TARGET_MAPS)
-        )
-        return SteeringTables(decode_replies(replies), decode_targets(targets))
+        replies, targets = self._read(abi.REPLY_MAPS), self._read(abi.TARGET_MAPS)
+        decoded = decode_targets(targets)
+        is_indexed = self._read_index() == self._index_over(replies, decoded)
+        return SteeringTables(decode_replies(replies), decoded, is_indexed)
+
+    def _read(self, names: Mapping[int, str]) -> dict[int, Elements]:
+        return {version: self._maps[name].items() for version, name in names.items()}
+
+    def _index_over(self, replies: Mapping[int, Elements], targets: Iterable[SlotPrefix]) -> Index:
+        sizes = {version: self._maps[abi.INDEX_MAPS[version]].max_entries for version in _VERSIONS}
+        return steering_index.build(replies, targets, sizes)
+
+    def _read_index(self) -> Index:
+        buckets = {}
+        for version in _VERSIONS:
+            bpf_map = self._maps[abi.INDEX_MAPS[version]]
+            empty = bytes(bpf_map.stored_size)
+            buckets[version] = {key: raw for key, raw in bpf_map.items().items() if raw != empty}
+        return Index(self._maps[abi.MAP_INDEX].lookup(_INDEX_KEY) or b"", buckets)
+
+    def _stop_index(self, how: bytes) -> None:
+        """Let the tries be asked, and nothing but them by the time this returns."""
+        reached("stop the index of the egress program")
+        self._maps[abi.MAP_INDEX].update({_INDEX_KEY: how})
+        grace.wait_for_programs()
+
+    def _start_index(self, index: Index, actual: Index) -> None:
+        """It is stopped; nobody looks into it before all of it is written."""
+        for version in _VERSIONS:
+            bpf_map = self._maps[abi.INDEX_MAPS[version]]
+            empty = bytes(bpf_map.stored_size)
+            cleared = dict.fromkeys(set(actual.buckets[version]) - set(index.buckets[version]), empty)
+            bpf_map.update({**cleared, **index.buckets[version]})
+        self._stop_index(index.stopped)
+        reached("start the index of the egress program")
+        self._maps[abi.MAP_INDEX].update({_INDEX_KEY: index.how})
 
     def write_tables(self, desired: SteeringTables, *, only_add: bool = False) -> None:
         """Make the maps hold `desired`, element by element; each is written whole.
 
-        Destinations come before the VIPs whose answers they concern, and go after them.
+        Destinations come before the VIPs whose answers they concern, and go after them. The index over both is
+        stopped meanwhile if it has to change.
 
         Args:
             desired: the contents.
@@ -68,22 +104,27 @@ class LoadedSteering(LoadedProgram):
         Raises:
             KernelError: the kernel refused; elements already written stay.
         """
-        actual = self.read_tables()
-        self.clear_counters(desired.slots - actual.slots)
-        before, after = encode_targets(actual.targets), encode_targets(desired.targets)
-        old, new = encode_replies(actual.replies), encode_replies(desired.replies)
+        old, before = self._read(abi.REPLY_MAPS), self._read(abi.TARGET_MAPS)
+        self.clear_counters(desired.slots - SteeringTables(decode_replies(old)).slots)
+        if only_add:
+            desired = desired.joined(SteeringTables(decode_replies(old), decode_targets(before)))
+        new, after = encode_replies(desired.replies), encode_targets(desired.targets)
         targets, replies = (
             [Change.between(self._maps[names[v]], left[v], right[v]) for v in _VERSIONS]
             for names, left, right in ((abi.TARGET_MAPS, before, after), (abi.REPLY_MAPS, old, new))
         )
+        index, present = self._index_over(new, desired.targets), self._read_index()
+        if index != present and present.how != present.stopped:
+            self._stop_index(present.stopped)
         for change in (*targets, *replies):
             reached("add entries to a map of the egress program")
             change.add()
-        if only_add:
-            return
-        for change in (*replies, *targets):
-            reached("remove entries from a map of the egress program")
-            change.remove()
+        if not only_add:
+            for change in (*replies, *targets):
+                reached("remove entries from a map of the egress program")
+                change.remove()
+        if index != present:
+            self._start_index(index, present)
 
     def read_counters(self) -> dict[int, Counter]:
         """Steered packets of all slots that ever saw one, with those of the programs that this one replaced."""
@@ -217,7 +258,7 @@ def compare_steering(desired: SteeringProgram, actual: SteeringState) -> Steerin
     changed = {vip for vip, way in tables.replies.items() if present.replies.get(vip) != way}
     return SteeringDiff(
         program_id=kept,
-        additions=bool(changed or tables.targets - present.targets),
+        additions=bool(changed or tables.targets - present.targets or not present.is_indexed),
         removals=bool(set(present.replies) - set(tables.replies) or present.targets - tables.targets),
         attach=tuple(name for name in wanted if name not in actual.attached or name in actual.surplus),
         detach=detach,

@@ -46,10 +46,12 @@ class SteeringTables:
     Attributes:
         replies: by VIP.
         targets: destinations on the link of a network, by slot, but the first; in slot 0 those that are never steered.
+        is_indexed: what lies over both (`steering_index`) is in force and says the same.
     """
 
     replies: Mapping[IpNetwork, Way] = field(default_factory=dict)
     targets: frozenset[SlotPrefix] = frozenset()
+    is_indexed: bool = True
 
     @property
     def highest_slot(self) -> int:
