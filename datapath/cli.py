@@ -127,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     teardown = _verb(verbs, "teardown", _teardown, "remove everything of ours and put back what was there")
     _add_state(teardown)
 
+    egress = verbs.add_parser("egress", help="the sets of `egress`: whose connections leave by a network")
+    _add_egress(egress.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+
     run = _verb(
         verbs, "run", _run_daemon, "the daemon: apply, watch, heal; SIGHUP reloads, SIGTERM changes nothing"
     )
@@ -145,6 +148,24 @@ def _parser() -> argparse.ArgumentParser:
     facts = _verb(verbs, "facts", _facts, "print what the compiler knows of this host, for `compile --facts`")
     _add_state(facts)
     return parser
+
+
+def _add_egress(verbs: Any) -> None:
+    for name, text in (
+        ("list", "show every set"),
+        ("get", "print the members of a set, one a line"),
+        ("set", "these are the members, and no others"),
+        ("add", "these are members, too"),
+        ("remove", "these are members no more; their open connections go on"),
+    ):
+        parser = _verb(verbs, name, _egress, text)
+        if name != "list":
+            parser.add_argument("name", metavar="NAME", help="of the entry of `egress`, with `set: true`")
+        if name in ("set", "add", "remove"):
+            many = "*" if name == "set" else "+"
+            parser.add_argument("addresses", nargs=many, metavar="ADDRESS", help="an address or a prefix")
+        parser.set_defaults(verb=name)
+        _add_state(parser)
 
 
 def _dry_run_parser() -> argparse.ArgumentParser:
@@ -292,6 +313,7 @@ def _status(arguments: argparse.Namespace) -> int:
         read_counters,
         read_steered,
     )
+    from datapath.kernel.egress import read_counters as read_egress  # noqa: PLC0415
     from datapath.observe.status import make_status  # noqa: PLC0415
 
     drift = Controller(StateDirectory(arguments.state_dir)).status()
@@ -309,6 +331,7 @@ def _status(arguments: argparse.Namespace) -> int:
         read_counters(drift.plan),
         actual=drift.actual,
         steered=read_steered(drift.plan),
+        opened=read_egress(drift.plan.egress),
     )
     if arguments.json:
         _print_json(status.as_json())
@@ -345,6 +368,30 @@ def _doctor(arguments: argparse.Namespace) -> int:
     else:
         print(report.render())
     return 1 if report.has_failed else 0
+
+
+def _egress(arguments: argparse.Namespace) -> int:
+    from datapath.egress_sets import EgressSets, Verb  # noqa: PLC0415  (libbpf is loaded only where it is needed)
+
+    sets = EgressSets(StateDirectory(arguments.state_dir))
+    if arguments.verb == "list":
+        found = sets.all()
+        if arguments.json:
+            _print_json([item.as_json() for item in found])
+        else:
+            print("\n".join(item.render() for item in found) or "the policy in force has no sets")
+        return 0
+    if arguments.verb == "get":
+        one = sets.get(arguments.name)
+    else:
+        one = sets.change(arguments.name, Verb(arguments.verb), arguments.addresses)
+    if arguments.json:
+        _print_json(one.as_json())
+    elif arguments.verb == "get":
+        print("".join(f"{address}\n" for address in one.as_json()["members"]), end="")
+    else:
+        print(one.render())
+    return 0
 
 
 def _teardown(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,6 +16,7 @@ import yaml
 from datapath.errors import InputError
 
 IpInterface = IPv4Interface | IPv6Interface
+IpNetwork = IPv4Network | IPv6Network
 #: Kinds of devices whose packets leave by another one without a tag: they show up once more at its egress. (The
 #: other end of a veth is no such device.)
 STACKED_KINDS: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap"})
@@ -78,6 +79,7 @@ class Facts(_Frozen):
             change that moved them.
         stale_early_demux: the kernel hands a packet to the socket that it found before NAT changed its port.
         gateways_down: that do not answer, by network, as the daemon found out; only among several (`gateways`).
+        egress_sets: what external programs put into the sets of `egress`, by entry (`datapath egress set`).
         forwarding: `net.ipv4.ip_forward` and `net.ipv6.conf.all.forwarding`.
         ipv6: this kernel has IPv6 (`ipv6.disable=1` takes it away).
     """
@@ -98,6 +100,7 @@ class Facts(_Frozen):
     gateways_down: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}
     forwarding: dict[int, bool] = {4: True, 6: True}
     ipv6: bool = True
+    egress_sets: dict[str, tuple[IpNetwork, ...]] = {}
 
     def has_family(self, family: int) -> bool:
         """Whether this kernel takes routes of that IP version."""

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import pydantic
 
 from datapath.errors import BusyError, DatapathError, InputError
-from datapath.facts import IdFacts
+from datapath.facts import IdFacts, IpNetwork
 from datapath.points import reached
 from datapath.reconcile.actual import Record, Saved
 from datapath.sealed import seal, unseal
@@ -89,6 +89,8 @@ class State:
         policy_name: file name for messages about that text.
         undone: the last change that undid itself, until a policy is applied.
         gateways_down: by network, as the daemon found out last.
+        egress_sets: what external programs put into the sets of `egress`, by the name of the entry; kept while the
+            policy does not name it, so that going back to one that does finds it.
     """
 
     record: Record = field(default_factory=Record)
@@ -102,6 +104,7 @@ class State:
     pending: Pending | None = None
     undone: Undone | None = None
     gateways_down: Mapping[str, tuple[IPv4Address | IPv6Address, ...]] = field(default_factory=dict)
+    egress_sets: Mapping[str, tuple[IpNetwork, ...]] = field(default_factory=dict)
 
 
 def current_netns() -> int:
@@ -297,6 +300,7 @@ def _encode(state: State) -> dict[str, Any]:
         "pending": None if state.pending is None else dataclasses.asdict(state.pending),
         "undone": None if state.undone is None else dataclasses.asdict(state.undone),
         "gateways_down": {name: list(map(str, down)) for name, down in sorted(state.gateways_down.items())},
+        "egress_sets": {name: [str(p) for p in found] for name, found in sorted(state.egress_sets.items())},
         "policy": state.policy,
         "policy_name": state.policy_name,
     }
@@ -326,6 +330,7 @@ class _Document(pydantic.BaseModel):
     undone: Undone | None = None
     slaves: dict[str, str] = {}
     gateways_down: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}
+    egress_sets: dict[str, tuple[IpNetwork, ...]] = {}
 
 
 def _decode(document: dict[str, Any], path: Path) -> State:
@@ -346,7 +351,13 @@ def _decode(document: dict[str, Any], path: Path) -> State:
     if read.boot != boot_id():
         # Nothing of that boot exists any more, but the operator's ids should not move, and history goes on.
         generation = read.generation if read.pending is None else read.pending.previous
-        return State(ids=read.ids, fwmark_mask=read.fwmark_mask, generation=generation, undone=_undone(read))
+        return State(
+            ids=read.ids,
+            fwmark_mask=read.fwmark_mask,
+            generation=generation,
+            undone=_undone(read),
+            egress_sets=read.egress_sets,
+        )
     netns = current_netns()
     if read.netns != netns:
         raise InputError(
@@ -370,6 +381,7 @@ def _decode(document: dict[str, Any], path: Path) -> State:
         pending=read.pending,
         undone=read.undone,
         gateways_down=read.gateways_down,
+        egress_sets=read.egress_sets,
     )
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from datapath.policy import PROFILES, Policy, capacity
 from datapath.policy.base import PolicyModel
 from datapath.policy.marks import REFUSED_PROFILES
-from datapath.policy.unsupported import UNSUPPORTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,6 +78,9 @@ RULES = """\
   2,000 times a second. `steering: direct` takes them with `gateway_mode: active_standby` only.
 - A pinned `mark` is inside the mask. The mask has room for every network with a gateway and
   `return_path: conntrack`.
+- An entry of `egress` names a network with a gateway (or `routes: external`), `return_path: conntrack` and
+  `steering: rules`. Its addresses are neither inside nor another network's VIPs, and `node.internal` says what is
+  inside, family by family.
 - Tables 0, 253, 254 and 255 are the kernel's.
 
 ## When probes are tried
@@ -145,7 +147,7 @@ def _without_null(node: dict[str, Any]) -> None:
 def render_reference() -> str:
     """The reference page."""
     parts = [INTRODUCTION, *(_section(title, model) for title, model in _models(Policy, "Top level"))]
-    return "\n".join([*parts, _profiles(), RULES, _unsupported()])
+    return "\n".join([*parts, _profiles(), RULES])
 
 
 def _models(model: type[PolicyModel], title: str) -> Iterator[tuple[str, type[PolicyModel]]]:
@@ -226,20 +228,6 @@ def _profiles() -> str:
         for profile, entry in PROFILES.items()
     ]
     lines += [f"| `{name}` | refused | | {_cell(reason)} |" for name, reason in REFUSED_PROFILES.items()]
-    return "\n".join([*lines, ""])
-
-
-def _unsupported() -> str:
-    lines = [
-        "## Not supported yet",
-        "",
-        "These keys are part of the format and are checked, but this version refuses them:",
-        "",
-    ]
-    for entry in UNSUPPORTED:
-        key = f"networks[].{entry.key}" if entry.in_network else entry.key
-        value = "" if entry.value is None else f": {str(entry.value).lower()}"
-        lines.append(f"- `{key}{value}`")
     return "\n".join([*lines, ""])
 
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 
 from datapath.compiler.backend import choose_backend
 from datapath.compiler.context import Context, NetworkContext, treat
+from datapath.compiler.egress import (
+    egress_notes,
+    resolve_egress,
+    source_addresses,
+    with_members,
+)
+from datapath.compiler.egress_chains import emit_egress
 from datapath.compiler.flowtables import flowtable_notes
 from datapath.compiler.gateways import emit_checks
 from datapath.compiler.host import emit_links, emit_rp_filter_exempt, emit_sysctls
@@ -17,10 +24,11 @@ from datapath.compiler.steering import emit_steering, find_refusals, steering_no
 from datapath.compiler.tables import emit_tables
 from datapath.compiler.vrf import emit_slaves, emit_vrfs, vrf_notes
 from datapath.facts import Facts
+from datapath.plan.egress import egress_name
 from datapath.plan.model import NetworkIds, Plan
 from datapath.policy import Policy
 
-__all__ = ["compile_policy"]
+__all__ = ["compile_policy", "with_members"]
 
 
 def compile_policy(policy: Policy, facts: Facts) -> Plan:
@@ -42,11 +50,15 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
             NetworkContext(network, position, links.get(network.device), treated, ids[network.name])
             for position, (network, treated) in enumerate(zip(policy.networks, treatments, strict=True))
         ),
+        {entry.network: ids[egress_name(entry.network)].fwmark for entry in policy.egress},
     )
+    entries = resolve_egress(context)
     rule_bank = choose_bank(context)
-    program = emit_ingress(context)
+    program = emit_ingress(
+        context, {item.network.name: source_addresses(entries, item.network.name) for item in entries}
+    )
     backend, reason = choose_backend(context, program)
-    tables = emit_tables(context, program, backend, rule_bank)
+    tables = emit_tables(context, program, backend, rule_bank, emit_egress(context, entries))
     refusals = find_refusals(context)
     return Plan(
         fwmark_mask=context.mask,
@@ -67,6 +79,7 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
         ingress=program,
         steering=emit_steering(context),
         checks=emit_checks(context),
+        egress=tuple(item.plan for item in entries),
         refusals=refusals,
         backend=backend,
         backend_reason=reason,
@@ -74,6 +87,7 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
             *emit_notes(context),
             *flowtable_notes(context),
             *vrf_notes(context),
+            *egress_notes(context, entries),
             *steering_notes(context, refusals),
             *tables.notes,
         ),

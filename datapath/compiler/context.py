@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from datapath.facts import Facts, LinkFacts
@@ -104,12 +104,17 @@ class NetworkContext:
 
 @dataclass(frozen=True)
 class Context:
-    """The whole input of the compiler."""
+    """The whole input of the compiler.
+
+    Attributes:
+        egress_marks: of the connections that leave by a network, by its name.
+    """
 
     policy: Policy
     facts: Facts
     mask: int
     networks: tuple[NetworkContext, ...]
+    egress_marks: Mapping[str, int] = field(default_factory=dict)
 
 
 def treat(network: Network, link: LinkFacts | None, steering: Steering) -> dict[Family, Treatment]:

@@ -42,6 +42,7 @@ def emit_swap(context: Context, marked: list[NetworkContext]) -> list[NftChain]:
                     "ct direction original goto reply",
                     "networks[*] request: the way of its reply has the mark",
                 ),
+                *_egress_ways(context, marked),
                 NftRule(unmark, "networks[*] reply: the way of its request has none"),
             ),
         ),
@@ -56,6 +57,17 @@ def emit_swap(context: Context, marked: list[NetworkContext]) -> list[NftChain]:
             BaseChain(ChainType.FILTER, Hook.POSTROUTING, PRIORITY),
         ),
     ]
+
+
+def _egress_ways(context: Context, marked: list[NetworkContext]) -> Iterator[NftRule]:
+    """Of a connection that was opened from inside, it is the request that goes by the network."""
+    for network in marked:
+        if mark := context.egress_marks.get(network.name):
+            yield NftRule(
+                f"ct mark & {context.mask:#010x} == {mark:#010x}"
+                f" meta mark set meta mark & {FULL & ~context.mask:#010x} | {network.ids.fwmark:#010x} return",
+                f"{network.origin} egress: the way of the request has its mark",
+            )
 
 
 def flowtable_notes(context: Context) -> Iterator[Note]:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from datapath.compiler.context import ROUTED, STEERED, Treatment
 from datapath.compiler.pool import Pool
 from datapath.compiler.zone_ids import allocate_zones
-from datapath.errors import CompileError, Problem
+from datapath.errors import CompileError, PolicyPath, Problem
 from datapath.facts import Facts, IdFacts
+from datapath.plan.egress import egress_name
 from datapath.plan.model import NetworkIds
 from datapath.plan.rtnl import RESERVED_TABLES, Family
-from datapath.policy import Network, Policy
+from datapath.policy import Policy
 from datapath.policy.marks import capacity, deposit, extract
 from datapath.policy.model import NETWORKS_MAX
 
@@ -49,18 +50,28 @@ def _index_of(table: int) -> int:
 
 @dataclass(frozen=True)
 class _Need:
-    network: Network
-    position: int
+    """Who wants which ids: a network, or the connections that leave by it.
+
+    Attributes:
+        pinned_mark, pinned_table: 0 where the policy leaves the choice.
+        is_egress: those connections; networks come first, so that egress moves none of their numbers.
+    """
+
+    name: str
+    path: PolicyPath
     mark: bool
     table: bool
     slot: bool
     known: IdFacts
+    pinned_mark: int = 0
+    pinned_table: int = 0
+    is_egress: bool = False
 
 
 def allocate(
     policy: Policy, facts: Facts, treatments: Sequence[Mapping[Family, Treatment]]
 ) -> dict[str, NetworkIds]:
-    """Ids of every network, by name.
+    """Ids of every network, by name, and of the connections that leave by one, by `egress_name`.
 
     Args:
         policy: with what it pins.
@@ -71,8 +82,8 @@ def allocate(
         CompileError: the mask has too few values, or a pinned id is taken by another network.
     """
     mask = policy.marks.effective_mask
-    needs = list(_needs(policy, facts, treatments))
-    names = {network.name for network in policy.networks}
+    needs = [*_needs(policy, facts, treatments), *_egress_needs(policy, facts)]
+    names = {need.name for need in needs}
     gone = [ids for ids in facts.ids if ids.name not in names]
     # Out of a VRF, a network leaves its table there.
     never = RESERVED_TABLES | {link.vrf_table for link in facts.links}
@@ -88,7 +99,7 @@ def allocate(
     marks = _allocate(
         needs,
         lambda need: need.mark,
-        lambda need: extract(need.network.mark or 0, mask),
+        lambda need: extract(need.pinned_mark, mask),
         lambda need: _known_index(need.known, facts, mask),
         {name: slot for name, slot in slots.items() if slot <= _room(mask)},
         freed=frozenset(_known_index(ids, facts, mask) for ids in gone),
@@ -97,7 +108,7 @@ def allocate(
     tables = _allocate(
         needs,
         lambda need: need.table,
-        lambda need: _index_of(need.network.table) if need.network.table else 0,
+        lambda need: _index_of(need.pinned_table) if need.pinned_table else 0,
         lambda need: 0 if need.known.table in never else _index_of(need.known.table),
         slots,
         freed=frozenset(_index_of(ids.table) for ids in gone),
@@ -106,12 +117,12 @@ def allocate(
     zones = allocate_zones(policy, facts)
     _refuse_overflow(needs, marks, mask)
     return {
-        need.network.name: NetworkIds(
-            need.network.name,
-            deposit(marks.get(need.network.name, 0), mask),
-            vrf_tables.get(need.network.name) or _table(tables.get(need.network.name, 0)),
-            slots.get(need.network.name, 0),
-            zones.get(need.network.name, 0),
+        need.name: NetworkIds(
+            need.name,
+            deposit(marks.get(need.name, 0), mask),
+            vrf_tables.get(need.name) or _table(tables.get(need.name, 0)),
+            slots.get(need.name, 0),
+            zones.get(need.name, 0),
         )
         for need in needs
     }
@@ -123,12 +134,33 @@ def _needs(policy: Policy, facts: Facts, treatments: Sequence[Mapping[Family, Tr
         treated = by_family.values()
         steered = not STEERED.isdisjoint(treated)
         yield _Need(
-            network,
-            position,
+            network.name,
+            ("networks", position),
             mark=Treatment.CONNTRACK in treated,
             table=network.vrf is None and not ROUTED.isdisjoint(treated),
             slot=steered or "reverse_path" in network.model_fields_set,
             known=known.get(network.name) or IdFacts(name=network.name),
+            pinned_mark=network.mark or 0,
+            pinned_table=network.table or 0,
+        )
+
+
+def _egress_needs(policy: Policy, facts: Facts) -> Iterator[_Need]:
+    """One mark for each network that connections are opened by: it stands in the connection only, never in a rule."""
+    known = {ids.name: ids for ids in facts.ids}
+    first: dict[str, int] = {}
+    for position, entry in enumerate(policy.egress):
+        first.setdefault(entry.network, position)
+    for network, position in first.items():
+        name = egress_name(network)
+        yield _Need(
+            name,
+            ("egress", position),
+            mark=True,
+            table=False,
+            slot=False,
+            known=known.get(name) or IdFacts(name=name),
+            is_egress=True,
         )
 
 
@@ -146,19 +178,19 @@ def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rena
     """Pins first, then what the kernel has, then new ones by name."""
     pool = Pool(set(taken))
     result: dict[str, int] = {}
-    rest = sorted((need for need in needs if wanted(need)), key=lambda need: need.network.name)
+    rest = sorted((need for need in needs if wanted(need)), key=lambda need: (need.is_egress, need.name))
     for source in (pinned, known):
         waiting = []
         for need in rest:
             number = source(need)
             if number and pool.claim(number):
-                result[need.network.name] = number
+                result[need.name] = number
             else:
                 waiting.append(need)
         rest = waiting
     for need in rest:
-        wish = wishes.get(need.network.name, 0)
-        result[need.network.name] = pool.take(wish, freed, limit)
+        wish = wishes.get(need.name, 0)
+        result[need.name] = pool.take(wish, freed, limit)
     return result
 
 
@@ -177,22 +209,23 @@ def _known_index(known: IdFacts, facts: Facts, mask: int) -> int:
 
 
 def _refuse_overflow(needs: Iterable[_Need], marks: dict[str, int], mask: int) -> None:
-    problems = tuple(_overflow(need, mask) for need in needs if marks.get(need.network.name, 0) > _room(mask))
+    problems = tuple(_overflow(need, mask) for need in needs if marks.get(need.name, 0) > _room(mask))
     if problems:
         raise CompileError(problems)
 
 
 def _overflow(need: _Need, mask: int) -> Problem:
-    name, room = need.network.name, _room(mask)
-    if need.network.mark is None:
+    room = _room(mask)
+    if not need.pinned_mark:
+        whose = "connections that leave by it" if need.is_egress else f"network {need.name}"
         return Problem(
-            ("networks", need.position),
-            f"no mark is left for network {name}: mask {mask:#010x} holds {room}",
+            need.path,
+            f"no mark is left for {whose}: mask {mask:#010x} holds {room}",
             "widen marks.mask",
         )
-    index = extract(need.network.mark, mask)
+    index = extract(need.pinned_mark, mask)
     return Problem(
-        ("networks", need.position, "mark"),
-        f"mark {need.network.mark:#x} is value {index} of the mask {mask:#010x}, and ip rules have room for {room}",
+        (*need.path, "mark"),
+        f"mark {need.pinned_mark:#x} is value {index} of the mask {mask:#010x}, and ip rules have room for {room}",
         f"use a value up to {deposit(room, mask):#x}, or leave `mark` out: one is chosen",
     )

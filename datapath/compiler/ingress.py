@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 
 from datapath.compiler.context import STEERED, Context, NetworkContext
@@ -19,20 +19,30 @@ from datapath.plan.ingress import (
     VipCheck,
 )
 from datapath.plan.rtnl import Family
+from datapath.policy.addresses import collapse, outermost, prefix_range
+from datapath.policy.check_addresses import RangeIndex
 
 #: A /31 or /32 has no broadcast address (RFC 3021).
 _LAST_WITH_BROADCAST = 30
 
 
-def emit_ingress(context: Context) -> IngressProgram:
-    """The program's input, sorted by slot; networks without a slot are not looked at."""
+def emit_ingress(context: Context, sent_from: Mapping[str, tuple[IpNetwork, ...]]) -> IngressProgram:
+    """The program's input, sorted by slot; networks without a slot are not looked at.
+
+    Args:
+        context: the policy and the host.
+        sent_from: by network, the addresses of connections that leave by it: their replies are checked as what
+            comes to a VIP is.
+    """
     seen = [network for network in context.networks if network.ids.slot]
-    networks = tuple(sorted(map(_network, seen), key=lambda network: network.slot))
+    unsorted = [_network(network, sent_from.get(network.name, ())) for network in seen]
+    networks = tuple(sorted(unsorted, key=lambda network: network.slot))
     checked = any(network.is_checked for network in networks)
-    return IngressProgram(context.mask, networks, tuple(_common_sources(context)) if checked else ())
+    common = tuple(_common_sources(context, sent_from)) if checked else ()
+    return IngressProgram(context.mask, networks, common)
 
 
-def _network(network: NetworkContext) -> IngressNetwork:
+def _network(network: NetworkContext, sent_from: tuple[IpNetwork, ...]) -> IngressNetwork:
     checked = network.is_checked
     reverse_path = network.network.reverse_path
     return IngressNetwork(
@@ -41,7 +51,9 @@ def _network(network: NetworkContext) -> IngressNetwork:
         fwmark=network.ids.fwmark,
         point=network.point,
         device=network.device,
-        vips=tuple(network.network.vip_prefixes),
+        vips=collapse((*network.network.vip_prefixes, *sent_from))
+        if sent_from
+        else network.network.vip_prefixes,
         vip_check=_vip_check(network) if checked else VipCheck.OFF,
         other_check=reverse_path.other if checked else OtherCheck.OFF,
         sources=tuple(_own_sources(network)) if checked else (),
@@ -67,20 +79,33 @@ def _vip_check(network: NetworkContext) -> VipCheck:
     return wish if STEERED.issuperset(network.treatments.values()) else VipCheck.STRICT
 
 
-def _common_sources(context: Context) -> Iterator[SourceRule]:
+def _common_sources(context: Context, sent_from: Mapping[str, tuple[IpNetwork, ...]]) -> Iterator[SourceRule]:
     """Never a valid source on any network, unless the network itself says otherwise."""
     own = set(_own_addresses(context.facts))
     vips = {prefix for network in context.networks for prefix in network.network.vip_prefixes}
     named: dict[IpNetwork, str] = {}
-    for origin, prefixes in (
+    groups: tuple[tuple[str, Iterable[IpNetwork]], ...] = (
         ("node.internal", context.policy.node.internal),
         ("the node's own addresses", own),
         ("networks[*].vips", vips),
-    ):
+        ("egress[*].source_ip", _besides(vips, sent_from)),
+    )
+    for origin, prefixes in groups:
         for prefix in prefixes:
             named.setdefault(prefix, origin)
     for prefix in sorted(named, key=_prefix_key):
         yield SourceRule(prefix, SourceAction.DENY, named[prefix])
+
+
+def _besides(
+    vips: Iterable[IpNetwork], sent_from: Mapping[str, tuple[IpNetwork, ...]]
+) -> Iterator[IpNetwork]:
+    """Addresses that are no VIPs: a VIP may move to another node, whose packets carry it then."""
+    held = RangeIndex([prefix_range(prefix) for prefix in outermost(vips)])
+    for addresses in sent_from.values():
+        for address in addresses:
+            if held.overlapping(prefix_range(address)) is None:
+                yield address
 
 
 def _own_addresses(facts: Facts) -> Iterator[IpNetwork]:

@@ -8,12 +8,13 @@ its VLAN once DNAT has changed its destination. A reply gets it back before it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from datapath.compiler.context import Context, NetworkContext
 from datapath.compiler.flowtables import emit_swap
-from datapath.plan.model import ZoneChange
+from datapath.plan.egress import egress_name
+from datapath.plan.model import NetworkIds, ZoneChange
 from datapath.plan.nft import (
     FULL,
     IDS,
@@ -33,13 +34,14 @@ from datapath.policy.model import Track
 #: where the order of registration decides.
 PRIORITY = -140
 _FOLLOW = "follow"
+#: First key, in the set of ids, of the marks of `egress`: behind every slot.
+_EGRESS_KEYS = 0x80000000
 #: After so many bits a chain looks whether any are left.
 _BITS_AT_ONCE = 4
 
 
-def ids_comment(context: NetworkContext, zone: int) -> str:
+def ids_comment(ids: NetworkIds, zone: int = 0) -> str:
     """What `kernel/` reads back: `network=public fwmark=0x00010000 table=700001 slot=1`, and ` zone=40001` if any."""
-    ids = context.ids
     text = f"network={ids.name} fwmark={ids.fwmark:#010x} table={ids.table} slot={ids.slot}"
     return f"{text} zone={zone}" if zone else text
 
@@ -51,6 +53,12 @@ class Classification:
     chains: tuple[NftChain, ...] = ()
     maps: tuple[NftMap, ...] = ()
     counters: tuple[str, ...] = ()
+
+    def also(self, other: Classification) -> Classification:
+        """This and what another feature has for the table."""
+        return Classification(
+            (*self.chains, *other.chains), (*self.maps, *other.maps), (*self.counters, *other.counters)
+        )
 
 
 def emit_table(
@@ -74,7 +82,7 @@ def emit_table(
         return None
     marked = [network for network in remembered if network.is_marked]
     chains = [_about_chain(context, rule_bank), *classification.chains]
-    maps: list[NftMap] = [_ids_set(remembered, moving), *classification.maps]
+    maps: list[NftMap] = [_ids_set(remembered, context.egress_marks, moving), *classification.maps]
     if marked:
         followers = [network for network in marked if network.network.track is Track.LAST]
         chains += _hook_chains(context.mask, follow=bool(followers))
@@ -100,13 +108,18 @@ def _about_chain(context: Context, rule_bank: int) -> NftChain:
     return NftChain(IDS, (header,))
 
 
-def _ids_set(networks: list[NetworkContext], moving: tuple[ZoneChange, ...]) -> NftMap:
+def _ids_set(
+    networks: list[NetworkContext], egress_marks: Mapping[str, int], moving: tuple[ZoneChange, ...]
+) -> NftMap:
     """Elements, not rules: one more network is one more element, and thousands are listed in some milliseconds."""
     old = {change.name: change.old for change in moving}
-    elements = tuple(
-        sorted((f"{n.ids.slot:#010x}", ids_comment(n, old.get(n.name, n.ids.zone))) for n in networks)
-    )
-    return NftMap(IDS, "mark", "", elements)
+    elements = [(f"{n.ids.slot:#010x}", ids_comment(n.ids, old.get(n.name, n.ids.zone))) for n in networks]
+    for number, (name, fwmark) in enumerate(sorted(egress_marks.items())):
+        # Not the mark itself: a low one could be the slot of a network.
+        elements.append(
+            (f"{_EGRESS_KEYS + number:#010x}", ids_comment(NetworkIds(egress_name(name), fwmark)))
+        )
+    return NftMap(IDS, "mark", "", tuple(sorted(elements)))
 
 
 def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:

@@ -27,9 +27,12 @@ class Tables:
     notes: tuple[Note, ...] = ()
 
 
-def emit_tables(context: Context, program: IngressProgram, backend: Backend, rule_bank: int) -> Tables:
-    """The final table, and those of the change."""
+def emit_tables(
+    context: Context, program: IngressProgram, backend: Backend, rule_bank: int, egress: Classification
+) -> Tables:
+    """The final table, and those of the change; `egress` is in all of them."""
     by_nft = emit_classification(context, program) if backend is Backend.NFT else Classification()
+    by_nft = by_nft.also(egress)
     plain = emit_table(context, by_nft, rule_bank=rule_bank)
     marks, warnings = mark_changes(context)
     if plain is None:
@@ -43,7 +46,7 @@ def emit_tables(context: Context, program: IngressProgram, backend: Backend, rul
     meanwhile = emit_table(context, by_nft, rule_bank=rule_bank, moving=zones) or plain
     if marks and backend is Backend.EBPF and context.facts.marked_by_nft:
         # The old program of marks is a part of the old table: without it, and without the new program, nobody marks.
-        nft = emit_classification(context, program)
+        nft = emit_classification(context, program).also(egress)
         transition = emit_table(context, nft, rule_bank=rule_bank, moving=zones) or plain
     else:
         transition = meanwhile

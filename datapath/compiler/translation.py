@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from datapath.compiler.context import Context
+from datapath.plan.egress import egress_name
 from datapath.plan.model import MarkChange, Note, NoteLevel
 from datapath.plan.nft import FULL, NftChain, NftMap, NftRule, NftTable
 
@@ -21,6 +22,7 @@ def mark_changes(context: Context) -> tuple[tuple[MarkChange, ...], tuple[Note, 
     old_mask = facts.previous_mask
     old = {ids.name: ids.fwmark for ids in facts.previous_ids if ids.fwmark}
     marked = {network.name: network.ids.fwmark for network in context.networks if network.is_marked}
+    marked |= {egress_name(name): fwmark for name, fwmark in context.egress_marks.items()}
     changes = [
         MarkChange(name, old[name], old_mask, mark, context.mask)
         for name, mark in sorted(marked.items())

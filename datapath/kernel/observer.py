@@ -174,6 +174,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
         gateways_down=dict(state.gateways_down),
         forwarding=sysctl.forwarding(),
         ipv6=sysctl.has_ipv6(),
+        egress_sets=dict(state.egress_sets),
     )
 
 
@@ -213,6 +214,7 @@ def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
     tables = new_tables(Actual(rules=rules), desired)
     return Actual(
         table=found[0] if found else None,
+        fwmark_mask=(parse_ids(found[1]).fwmark_mask or state.fwmark_mask) if found else 0,
         rules=rules,
         routes=sight.routes(),
         foreign_rules=foreign_rules,

@@ -22,7 +22,10 @@ from datapath import __version__
 from datapath.errors import DatapathError
 from datapath.kernel.bpf import Counter
 from datapath.kernel.counters import NetworkCounters, read_counters, read_steered
+from datapath.kernel.egress import read_counters as read_egress
+from datapath.observe.egress import EgressStatus, egress_status
 from datapath.observe.stats import Histogram, ServiceStats
+from datapath.plan.egress import NETWORK_DROPS
 from datapath.plan.ingress import Verdict
 
 
@@ -78,9 +81,11 @@ def _network_metrics(stats: ServiceStats) -> Iterator[Metric]:
     plan = stats.plan
     counters: NetworkCounters = {}
     steered: dict[str, Counter] = {}
+    egress: tuple[EgressStatus, ...] = ()
     try:
         if plan is not None:
             counters, steered = read_counters(plan), read_steered(plan)
+            egress = egress_status(plan.egress, read_egress(plan.egress))
         readable.add_metric([], 1)
     except DatapathError:
         readable.add_metric([], 0)
@@ -94,6 +99,38 @@ def _network_metrics(stats: ServiceStats) -> Iterator[Metric]:
     yield from _gateways(stats)
     yield from _traffic(counters)
     yield from _steered(steered)
+    yield from _egress(egress)
+
+
+def _egress(found: tuple[EgressStatus, ...]) -> Iterator[Metric]:
+    """Nothing without `egress` in the policy."""
+    if not found:
+        return
+    opened = CounterMetricFamily(
+        "datapath_egress_opened", "Connections that leave by a network.", labels=["egress", "network"]
+    )
+    members = GaugeMetricFamily(
+        "datapath_egress_members", "Members that an external program named.", labels=["egress"]
+    )
+    dropped = CounterMetricFamily(
+        "datapath_egress_dropped_packets",
+        "Packets that were dropped rather than let out by another way or with another address.",
+        labels=["egress", "network", "reason"],
+    )
+    networks: dict[str, EgressStatus] = {}
+    for item in found:
+        entry = item.entry
+        opened.add_metric([entry.name, entry.network], item.opened)
+        if entry.members is not None:
+            members.add_metric([entry.name], len(entry.members))
+        for drop, count in item.dropped.items():
+            if drop not in NETWORK_DROPS:
+                dropped.add_metric([entry.name, entry.network, str(drop)], count)
+        networks.setdefault(entry.network, item)
+    for name, item in networks.items():
+        for drop in NETWORK_DROPS:
+            dropped.add_metric(["", name, str(drop)], item.dropped[drop])
+    yield from (opened, members, dropped)
 
 
 def _gateways(stats: ServiceStats) -> Iterator[Metric]:

@@ -10,6 +10,8 @@ from typing import Any
 from datapath.in_force import parse_in_force
 from datapath.kernel.bpf import Counter
 from datapath.kernel.counters import NetworkCounters
+from datapath.kernel.egress import EgressCounters
+from datapath.observe.egress import EGRESS_HEAD, EgressStatus, egress_rows, egress_status
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.tc import Hook
@@ -83,6 +85,7 @@ class Status:
     networks: tuple[NetworkStatus, ...]
     drift: tuple[str, ...]
     notes: tuple[str, ...]
+    egress: tuple[EgressStatus, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -92,6 +95,7 @@ class Status:
             "backend_reason": self.backend_reason,
             "hook": self.hook,
             "networks": [network.as_json() for network in self.networks],
+            **({"egress": [item.as_json() for item in self.egress]} if self.egress else {}),
             "drift": list(self.drift),
             "notes": list(self.notes),
         }
@@ -120,11 +124,9 @@ class Status:
         if any(network.ids.zone for network in self.networks):
             zones = ["ZONE", *(str(network.ids.zone or "-") for network in self.networks)]
             rows = [(*row[:5], zone, *row[5:]) for row, zone in zip(rows, zones, strict=True)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines += _table(rows)
+        if self.egress:
+            lines += _table([EGRESS_HEAD, *egress_rows(self.egress)])
         lines += self.notes
         if self.drift:
             lines.append(
@@ -136,6 +138,12 @@ class Status:
         return "\n".join(lines)
 
 
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
 def make_status(  # noqa: PLR0913  (one argument a source of what is told)
     plan: Plan,
     state: State,
@@ -145,6 +153,7 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
     *,
     actual: Actual | None = None,
     steered: Mapping[str, Counter] | None = None,
+    opened: EgressCounters | None = None,
 ) -> Status:
     """From the comparison with the kernel and what was counted."""
     policy = parse_in_force(state).policy
@@ -178,6 +187,7 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
             *(step.describe() for step in steps),
         ),
         (*(note.render() for note in plan.notes), *_ahead(actual), *_probation(state)),
+        egress_status(plan.egress, opened or {}),
     )
 
 

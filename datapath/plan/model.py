@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from datapath.errors import Problem
+from datapath.plan.egress import EgressEntry
 from datapath.plan.gateways import GatewayCheck
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.nft import NftTable
@@ -113,6 +114,7 @@ class Plan:
         holding: the table while connections move between zones: requests of their networks wait.
         steering: what sends answers to their network as they leave (`steering: direct`).
         checks: gateways that the daemon watches, in the order of the policy; nothing of the kernel's.
+        egress: connections that leave by a network, in the order of the policy; the table does it.
         refusals: what this host, as it is now, cannot serve of the policy. A person's apply refuses; the daemon
             serves the rest and waits for the host to change.
         backend: who does it; `backend_reason` says why where the policy left the choice.
@@ -136,6 +138,7 @@ class Plan:
     holding: NftTable | None = None
     steering: SteeringProgram = field(default_factory=SteeringProgram)
     checks: tuple[GatewayCheck, ...] = ()
+    egress: tuple[EgressEntry, ...] = ()
     refusals: tuple[Problem, ...] = ()
     backend: Backend = Backend.NONE
     backend_reason: str = ""

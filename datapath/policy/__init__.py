@@ -3,12 +3,12 @@
 
 from datapath.policy.addresses import IpAddress, VipRange
 from datapath.policy.crosscheck import check_policy
+from datapath.policy.egress import Egress
 from datapath.policy.loader import LoadedPolicy, load_policy, parse_policy
 from datapath.policy.marks import PROFILES, MarkProfile, capacity, deposit, extract
 from datapath.policy.model import (
     RULE_BLOCK_SIZE,
     Backend,
-    Egress,
     Marks,
     Network,
     Node,

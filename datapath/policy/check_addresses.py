@@ -53,8 +53,8 @@ class RangeIndex:
         return candidate if meets else None
 
 
-_NOT_SERVABLE_INDEX = RangeIndex([r for r, _ in _NOT_SERVABLE])
-_NOT_SERVABLE_NAME = dict(_NOT_SERVABLE)
+NOT_SERVABLE_INDEX = RangeIndex([r for r, _ in _NOT_SERVABLE])
+NOT_SERVABLE_NAME = dict(_NOT_SERVABLE)
 
 
 def vips_usable(readable: Readable) -> Iterator[Problem]:
@@ -65,12 +65,12 @@ def vips_usable(readable: Readable) -> Iterator[Problem]:
     for index, network in readable.networks:
         for position, vip in enumerate(network.vips):
             path = ("networks", index, "vips", position)
-            refused = _NOT_SERVABLE_INDEX.overlapping(vip)
+            refused = NOT_SERVABLE_INDEX.overlapping(vip)
             if refused:
                 yield Problem(
                     path,
                     f"{vip} cannot be served: {'it is' if _within(vip, refused) else 'it holds'} "
-                    f"{_NOT_SERVABLE_NAME[refused]} ({refused})",
+                    f"{NOT_SERVABLE_NAME[refused]} ({refused})",
                     "list the addresses that clients connect to",
                 )
                 continue
@@ -263,15 +263,15 @@ def _network_or_broadcast(path: PolicyPath, gateway: IpAddress, prefix: IpNetwor
 def prefix_lists(readable: Readable) -> Iterator[Problem]:
     """No prefix twice in a list, none both allowed and denied, none that is every address."""
     if readable.node is not None:
-        yield from _duplicates(("node", "internal"), readable.node.internal)
+        yield from duplicates(("node", "internal"), readable.node.internal)
         yield from _everything(("node", "internal"), readable.node.internal)
     for index, network in readable.networks:
         base: PolicyPath = ("networks", index)
-        yield from _duplicates((*base, "on_link"), network.on_link)
+        yield from duplicates((*base, "on_link"), network.on_link)
         yield from _everything((*base, "on_link"), network.on_link)
         check = network.reverse_path
-        yield from _duplicates((*base, "reverse_path", "allow"), check.allow)
-        yield from _duplicates((*base, "reverse_path", "deny"), check.deny)
+        yield from duplicates((*base, "reverse_path", "allow"), check.allow)
+        yield from duplicates((*base, "reverse_path", "deny"), check.deny)
         allowed = set(check.allow)
         for position, prefix in enumerate(check.deny):
             if prefix in allowed:
@@ -279,7 +279,8 @@ def prefix_lists(readable: Readable) -> Iterator[Problem]:
                 yield Problem(path, f"{prefix} is both allowed and denied", "keep it in one of the lists")
 
 
-def _duplicates(path: PolicyPath, prefixes: Sequence[IpNetwork]) -> Iterator[Problem]:
+def duplicates(path: PolicyPath, prefixes: Sequence[IpNetwork]) -> Iterator[Problem]:
+    """A prefix that a list has twice."""
     seen: set[IpNetwork] = set()
     for position, prefix in enumerate(prefixes):
         if prefix in seen:

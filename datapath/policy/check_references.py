@@ -16,19 +16,6 @@ if TYPE_CHECKING:
     from datapath.policy.readable import Readable
 
 
-def egress(readable: Readable) -> Iterator[Problem]:
-    """`egress[].network` exists, and its addresses are one per family."""
-    networks = {network.name: network for _, network in readable.networks}
-    for index, entry in readable.egress:
-        path: PolicyPath = ("egress", index)
-        yield from _unknown_network((*path, "network"), entry.network, networks, readable)
-        families = [address.version for address in entry.source_address]
-        if len(families) != len(set(families)):
-            yield Problem(
-                (*path, "source_address"), "two addresses of one family", "give at most one per family"
-            )
-
-
 def probes(readable: Readable) -> Iterator[Problem]:
     """The networks that probes name exist and have what is probed; each probe is there once."""
     networks = {network.name: network for _, network in readable.networks}
@@ -38,7 +25,7 @@ def probes(readable: Readable) -> Iterator[Problem]:
         name = probe.network_name
         if name is not None:
             key = "network" if probe.gateway is None else "gateway"
-            yield from _unknown_network((*path, key), name, networks, readable)
+            yield from unknown_network((*path, key), name, networks, readable)
         network = networks.get(probe.gateway or "")
         if network and not network.gateway_addresses:
             yield Problem(
@@ -56,9 +43,10 @@ def probes(readable: Readable) -> Iterator[Problem]:
             yield Problem(path, f"the same as probes[{first}]", "remove one of them")
 
 
-def _unknown_network(
+def unknown_network(
     path: PolicyPath, name: str, networks: dict[str, Network], readable: Readable
 ) -> Iterator[Problem]:
+    """A network of that name is in the file."""
     if name in networks or not readable.complete:
         return
     near = difflib.get_close_matches(name, networks, n=1)

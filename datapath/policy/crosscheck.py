@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from datapath.policy import (
     check_addresses,
     check_devices,
+    check_egress,
     check_gateways,
     check_ids,
     check_isolation,
@@ -20,7 +21,6 @@ from datapath.policy import (
     check_vrf,
 )
 from datapath.policy.readable import Readable
-from datapath.policy.unsupported import unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,14 +40,14 @@ CHECKS: tuple[Callable[[Readable], Iterable[Problem]], ...] = (
     check_addresses.prefix_lists,
     check_gateways.several,
     check_gateways.questions,
-    check_references.egress,
+    check_egress.egress,
+    check_egress.egress_order,
     check_references.probes,
     check_routes.external,
     check_steering.direct,
     check_isolation.isolation,
     check_isolation.shared_vips,
     check_vrf.shared_tables,
-    unsupported,
 )
 
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from datapath.errors import InputError, PolicyPath, Problem
 from datapath.policy.addresses import kind
 from datapath.policy.crosscheck import cross_check
-from datapath.policy.model import NETWORKS_MAX, Egress, Marks, Network, Node, Policy
+from datapath.policy.egress import Egress
+from datapath.policy.model import NETWORKS_MAX, Marks, Network, Node, Policy
 from datapath.policy.probe import Probe
 from datapath.policy.readable import Readable
 from datapath.policy.source import PlacedProblem, PolicySource, Position, split_lines

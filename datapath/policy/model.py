@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, model_valid
 from datapath.plan.ingress import IpNetwork, OtherCheck, VipCheck, VlanProtocol
 from datapath.policy.addresses import IpAddress, RefusedError, collapse, shown
 from datapath.policy.base import PolicyModel
+from datapath.policy.egress import EGRESS_MAX, Egress
 from datapath.policy.fields import (
     IFNAME_BYTES_MAX,
     Addresses,
@@ -364,26 +365,15 @@ class Network(PolicyModel):
         """Replies of a family go to a router, so they need a table of their own."""
         return self.has_external_routes or self.vrf is not None or self.has_gateway(family)
 
+    def carries_egress(self, family: int) -> bool:
+        """Connections of a family that are opened from inside can leave by it."""
+        return family in self.vip_families and self.is_routed(family)
+
     @property
     def needs_mark(self) -> bool:
         """Replies are steered by a fwmark."""
         is_routed = bool(self.gateway_addresses) or self.has_external_routes or self.vrf is not None
         return self.return_path is ReturnPath.CONNTRACK and is_routed
-
-
-class Egress(PolicyModel):
-    """Connections that pods or the node open themselves and that leave by one of the networks."""
-
-    network: Name = Field(description="Name of the network they leave by.")
-    sources: tuple[Prefix, ...] = Field(
-        min_length=1, description="Whose connections: prefixes of pods or of the node."
-    )
-    destinations: tuple[Prefix, ...] = Field(
-        default=(), description="Only these destinations. Default: all outside."
-    )
-    source_address: Addresses = Field(
-        default=(), description="Address that they get on the way out; a list for one per family."
-    )
 
 
 class Policy(PolicyModel):
@@ -407,7 +397,11 @@ class Policy(PolicyModel):
     networks: tuple[Network, ...] = Field(
         min_length=1, max_length=NETWORKS_MAX, description="The networks, in any order."
     )
-    egress: tuple[Egress, ...] = Field(default=(), description="Connections that are opened from inside.")
+    egress: tuple[Egress, ...] = Field(
+        default=(),
+        max_length=EGRESS_MAX,
+        description="Connections that are opened from inside; the first entry that matches decides.",
+    )
     probes: tuple[Probe, ...] = Field(
         default=(),
         max_length=PROBES_MAX,

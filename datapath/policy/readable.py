@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from datapath.policy.model import Egress, Marks, Network, Node, Policy
+    from datapath.policy.egress import Egress
+    from datapath.policy.model import Marks, Network, Node, Policy
     from datapath.policy.probe import Probe
 
 

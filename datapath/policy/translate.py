@@ -141,7 +141,10 @@ _MISSING_HINTS = {
     "id": "give the VLAN id, 1 to 4094",
 }
 
-_TOO_LONG_HINTS = {"probes": "a few that stand for the others are enough: every change waits for all of them"}
+_TOO_LONG_HINTS = {
+    "probes": "a few that stand for the others are enough: every change waits for all of them",
+    "egress": "entries of one network and source address can be one, with more `sources` or a `set`",
+}
 
 _TRANSLATIONS: dict[str, Callable[[PolicyPath, ErrorDetails], Problem]] = {
     "missing": _missing,

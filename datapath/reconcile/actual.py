@@ -188,6 +188,7 @@ class Actual:
     """One namespace at one moment.
 
     Attributes:
+        fwmark_mask: that our table was made for; 0 where it does not say.
         rules: ours, by protocol id.
         routes: ours, by protocol id.
         foreign_tables: routing tables with routes of others, with one example each.
@@ -197,6 +198,7 @@ class Actual:
     """
 
     table: ActualTable | None = None
+    fwmark_mask: int = 0
     rules: frozenset[FibRule] = frozenset()
     routes: frozenset[Route] = frozenset()
     foreign_rules: tuple[ForeignRule, ...] = ()

@@ -15,12 +15,13 @@ from typing import TypeVar
 
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Backend, MarkChange, Plan
-from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
+from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME, NftTable
 from datapath.plan.rtnl import FibRule, Route, RouteType
 from datapath.plan.steering import SteeringProgram
 from datapath.plan.tc import MANY_DEVICES, Hook
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.batches import rule_phase
+from datapath.reconcile.egress import published, retired_marks, with_retired
 from datapath.reconcile.links import LinkChanges, diff_links
 from datapath.reconcile.nft import as_actual, diff_table
 from datapath.reconcile.present import (
@@ -104,7 +105,11 @@ def reconcile(
     # An empty table answers nothing, so the walk goes on as without the rule. The other way round, Linux would walk
     # every route of every IPv6 table for each rule (`fib6_rule_flush_cache`): 5 s instead of 1 for 4,094 networks.
     steps += [*rules, *added]
-    text = diff_table(actual.table, desired.transition or desired.table, spec=TABLE_SPEC)
+    retired = retired_marks(actual, desired)
+    meanwhile = desired.transition or desired.table
+    if retired:
+        meanwhile = with_retired(meanwhile, retired, actual.fwmark_mask)
+    text = diff_table(actual.table, meanwhile, spec=TABLE_SPEC)
     program = carried_program(desired, actual.links)
     filtered = _filtered(actual, program)
     needed = _needed_clsact(actual, program, steering) | filtered | _kept_clsact(desired, record)
@@ -114,16 +119,18 @@ def reconcile(
         if _ingress_differs(actual, program, released)
         else []
     )
-    nft = [NftTransaction(text)] if text else []
+    ahead = published(actual.table, meanwhile) if text else ""
+    nft = [NftTransaction(part) for part in (ahead, text) if part]
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
     ended, stale = _split(_removed_routes(routes, desired), lambda step: _ends_vrf(step.route, vrf_tables))
     steps += [*_removed_rules(actual, desired), *stale]
-    steps += _end_of_transition(desired)
+    closed = tuple((mark, actual.fwmark_mask) for mark in retired)
+    steps += _end_of_transition(desired, meanwhile, closed)
     if actual.steering.surplus:
         steps.append(TrimSteering(steering, released))
     steps += [*links.remove, *ended]
     steps += split_by_device(sysctls.tighten, links.deleted)[0]
-    steps += [ForgetConnections(mark, mask) for mark, mask in forget]
+    steps += [ForgetConnections(mark, mask) for mark, mask in forget if (mark, mask) not in closed]
     steps += [TranslateConnections(change) for change in unmark]
     before, after = _records(record, actual, needed, links, sysctls)
     return ChangeSet(tuple(steps), before, after, needed_devices(desired) - ready)
@@ -158,13 +165,18 @@ def _ingress_first(actual: Actual, desired: Plan) -> bool:
     return takes_over and desired.backend is Backend.EBPF
 
 
-def _end_of_transition(desired: Plan) -> Iterator[Step]:
-    """Connections that sent no packet meanwhile are carried over, then the old marks are forgotten."""
-    if desired.transition is None:
+def _end_of_transition(
+    desired: Plan, meanwhile: NftTable | None, closed: tuple[tuple[int, int], ...]
+) -> Iterator[Step]:
+    """Connections that sent no packet meanwhile are carried over or end, then the old marks are forgotten."""
+    if meanwhile is None or meanwhile is desired.table:
         return
-    for change in desired.mark_changes:
-        yield TranslateConnections(change)
-    last = desired.transition
+    if desired.transition is not None:
+        for change in desired.mark_changes:
+            yield TranslateConnections(change)
+    for mark, mask in closed:
+        yield ForgetConnections(mark, mask)
+    last = meanwhile
     if desired.holding is not None:
         # Requests wait while their connections move: one that came first would open a new connection, for good.
         yield NftTransaction(diff_table(as_actual(last), desired.holding, spec=TABLE_SPEC), follows=True)

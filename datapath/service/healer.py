@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from datapath.compiler import compile_policy
+from datapath.compiler import compile_policy, with_members
 from datapath.compiler.gateways import rerouted
 from datapath.controller import facts_in_force, id_facts
 from datapath.errors import CompileError, DatapathError, KernelError
@@ -179,6 +179,8 @@ class Healer:
         if self._plan is not None and self._policy and _but_for_gateways(facts, self._facts):
             before, self._plan = self._plan, rerouted(self._plan, self._policy, facts.gateways_down)
             self._rerouted = self._plan.route_set - before.route_set
+        elif self._plan is not None and _differ_in_members(self._facts, facts):
+            self._plan, self._rerouted = with_members(self._plan, facts.egress_sets), frozenset()
         elif self._plan is None or facts != self._facts:
             self._plan, self._rerouted = self._compile(state, facts), frozenset()
         self._facts = facts
@@ -297,6 +299,13 @@ class Healer:
             with contextlib.suppress(KernelError):  # a device that is missing: there will be another look
                 self._steering.follow(plan.steering)
             self._program_may_differ = False
+
+
+def _differ_in_members(before: Facts | None, after: Facts) -> bool:
+    """Only members of sets of `egress` are others: they may change with every pod."""
+    if before is None or before.egress_sets == after.egress_sets:
+        return False
+    return before == after.model_copy(update={"egress_sets": before.egress_sets})
 
 
 def _done(state: State, plan: Plan, record: Record) -> State:

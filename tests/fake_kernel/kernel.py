@@ -127,6 +127,7 @@ class FakeKernel:
         asked = {setting.key for setting in desired.sysctls} | set(state.record.sysctls)
         return Actual(
             table=found[0] if found else None,
+            fwmark_mask=(parse_ids(found[1]).fwmark_mask or state.fwmark_mask) if found else 0,
             rules=frozenset(self.rules.ordered),
             routes=frozenset(self.routes.by_key.values()),
             foreign_rules=self.foreign_rules,
@@ -164,6 +165,7 @@ class FakeKernel:
             previous_mask=state.fwmark_mask or live.fwmark_mask,
             rule_bank=live.rule_bank,
             gateways_down=dict(state.gateways_down),
+            egress_sets=dict(state.egress_sets),
         )
 
     def snapshot(self) -> dict[str, Any]:

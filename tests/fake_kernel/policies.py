@@ -36,6 +36,14 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "table": ("networks:", _A, _B.replace("{name", "{table: 4242, name")),
     "arp": ("networks:", _A, _B.replace(", strict_arp: true", "")),
     "mask": ("marks: {mask: 0x00000f00}", "networks:", _A, _B),
+    "egress": (
+        "networks:",
+        _A,
+        _B,
+        "egress:",
+        "- {name: web, network: a, sources: [172.16.1.0/24], source_ip: 10.1.0.20}",
+        "- {name: jobs, network: b, set: true, source_ip: [10.2.0.20-10.2.0.22]}",
+    ),
     "priority": ("rules: {priority: 20000}", "networks:", _A, _B),
 }
 

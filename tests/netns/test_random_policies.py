@@ -116,6 +116,31 @@ def _may_be_isolated(network: dict[str, Any]) -> bool:
 
 
 @st.composite
+def egress(draw: st.DrawFn, among: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Up to three entries, by networks that can carry them."""
+    able = [n for n in among if n.get("gateway") and n.get("return_path", "conntrack") == "conntrack"]
+    entries = []
+    for number in range(draw(st.integers(0, 3)) if able else 0):
+        network = draw(st.sampled_from(able))
+        own = network["interface"].removeprefix("eth")
+        gateway = network["gateway"][0]
+        v6 = ":" in gateway
+        entry = {
+            "name": f"e{number}",
+            "network": network["name"],
+            "source_ip": draw(
+                st.sampled_from(["network", f"2001:db8:{own}::99" if v6 else f"10.{own}.0.99"])
+            ),
+            "sources": [f"fd00:{number}::/64" if v6 else f"172.16.{number}.0/24"],
+            "set": draw(st.booleans()),
+        }
+        if draw(st.booleans()):
+            entry["exclude"] = ["2001:db8:aaaa::/48" if v6 else "192.0.2.0/24"]
+        entries.append(entry)
+    return entries
+
+
+@st.composite
 def policies(draw: st.DrawFn, mask: int, backend: str) -> LoadedPolicy:
     numbers = draw(st.sets(st.integers(1, DEVICES), min_size=1, max_size=DEVICES))
     body: dict[str, Any] = {
@@ -128,6 +153,8 @@ def policies(draw: st.DrawFn, mask: int, backend: str) -> LoadedPolicy:
         body["node"] = {"internal": ["172.16.0.0/12", "fd00::/8"]}
     if draw(st.integers(0, 4)) == 0:
         body["rules"] = {"priority": draw(st.sampled_from([3000, 20000]))}
+    if "node" in body and (entries := draw(egress(body["networks"]))):
+        body["egress"] = entries
     # Pins may clash with each other: the policy refuses that, and it is tested elsewhere.
     marks: set[int] = set()
     for network in body["networks"]:

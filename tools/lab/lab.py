@@ -336,12 +336,22 @@ class Lab:
         """Packets that left the node by a link where they never should."""
         return sum(counter.wrong_way() for counter in (self.by_gateway, *self.by_vlan.values()))
 
-    def announce(self, network: Network) -> None:
-        """Answer ARP and neighbour discovery for a network's VIPs on the node (again, if its device was made anew)."""
+    def announce(self, network: Network, addresses: Sequence[topo.IpAddress] = ()) -> None:
+        """Answer ARP and neighbour discovery on the node for a network's VIPs, or for some other addresses.
+
+        Again, if its device was made anew.
+        """
         if self._reactor is None:
             raise RuntimeError("the lab is not built")
-        addresses = [a for p in network.vips.values() for a in p]
-        self._reactor.announce(Announcer(self.node, network.device, addresses))
+        chosen = addresses or [a for p in network.vips.values() for a in p]
+        self._reactor.announce(Announcer(self.node, network.device, chosen))
+
+    def serve(self, role: str, addresses: Pair, port: int = topo.SERVICE_PORT) -> None:
+        """One more server, beside those of `places`."""
+        if self._reactor is None:
+            raise RuntimeError("the lab is not built")
+        for address in addresses:
+            self._reactor.serve(self[role], role, address, port)
 
     def add_vlan_address(self, network: Network) -> None:
         """Give the node's VLAN device an address of each family, without routes to their subnets."""

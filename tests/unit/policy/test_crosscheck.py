@@ -13,7 +13,6 @@ from datapath.errors import PolicyPath, Problem
 from datapath.policy import Policy, check_addresses, check_devices, check_ids, check_policy
 from datapath.policy.model import NETWORKS_MAX, RULE_PRIORITY_MAX
 from datapath.policy.readable import Readable
-from datapath.policy.unsupported import UNSUPPORTED, unsupported
 
 
 def policy(*networks: dict[str, Any], **top: Any) -> Policy:
@@ -233,33 +232,6 @@ def test_stacked_vlan_devices_are_no_loop() -> None:
 def test_rule_priorities(priority: int) -> None:
     assert paths(policy({}, rules={"priority": priority})) == []
     assert priority + 4095 < 32766
-
-
-#: A policy that uses each feature of the table, so that no entry is there in vain.
-USES: dict[tuple[str, bool], tuple[dict[str, Any], dict[str, Any]]] = {
-    ("egress", False): ({}, {"egress": [{"network": "n0", "sources": ["10.0.0.0/8"]}]}),
-}
-
-
-@pytest.mark.parametrize("entry", UNSUPPORTED, ids=lambda e: f"{e.key}-{e.in_network}")
-def test_unsupported_features_are_refused_by_name(entry: Any) -> None:
-    network, top = USES[(entry.key, entry.in_network)]
-    (problem,) = check_policy(policy(network, **top))
-    assert problem.path[-1] == entry.key
-    assert "not supported yet" in problem.message
-    assert entry.feature in problem.message
-    assert problem.hint
-
-
-def test_supported_values_of_the_same_keys() -> None:
-    quiet = policy(
-        {"isolate_clients": False, "steering": "rules", "track": "last"},
-        steering="rules",
-        backend="nft",
-        egress=[],
-        probes=[],
-    )
-    assert list(unsupported(Readable.of(quiet))) == []
 
 
 GATEWAY = {"vips": ["192.0.2.0/24"], "gateway": "192.0.2.1"}

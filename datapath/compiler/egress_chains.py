@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nftables half of `egress`: who is recognised, which address he gets, and who is not let out.
+
+Before routing, for source NAT and behind it the same connections are meant, so all three are made of the same matches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from datapath.compiler.context import Context, NetworkContext
+from datapath.compiler.egress import EgressContext, source_addresses
+from datapath.compiler.marks import Classification
+from datapath.compiler.prefixes import ranges_of
+from datapath.plan.egress import (
+    ENTRY_DROPS,
+    NETWORK_DROPS,
+    NETWORKS_MAP,
+    OPENED,
+    EgressDrop,
+    counter_name,
+    member_elements,
+    members_set,
+)
+from datapath.plan.ingress import IpNetwork
+from datapath.plan.nft import FULL, BaseChain, ChainType, Hook, NftChain, NftMap, NftRule
+from datapath.plan.rtnl import Family
+
+#: After everybody's destination NAT (-100; the AWS VPC CNI uses -90).
+CLASSIFY_PRIORITY = -80
+#: Before everybody's source NAT (100; the CNI plug-ins use 99): the first that translates a connection decides.
+SNAT_PRIORITY = 90
+#: After all source NAT, before connection tracking confirms a new connection: one that is dropped here never was.
+GUARD_PRIORITY = 300
+#: IPS_CONFIRMED of linux/netfilter/nf_conntrack_common.h: the first packet has left the node.
+_CONFIRMED = "0x00000008"
+#: So that a source keeps its address over every apply and reboot.
+_SEED = "0x64703101"
+_TYPE = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
+_WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+#: Never forwarded; that it is multicast or our own, the kernel's local table tells.
+_LINK_LOCAL: tuple[IpNetwork, ...] = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
+_FIRST = f"ct status & {_CONFIRMED} == 0"
+_OWN = "fib daddr type { local, broadcast, anycast, multicast }"
+
+
+def emit_egress(context: Context, entries: tuple[EgressContext, ...]) -> Classification:
+    """Chains, sets and counters; nothing without entries."""
+    if not entries:
+        return Classification()
+    networks = sorted({item.network.name: item.network for item in entries}.values(), key=lambda n: n.name)
+    chains = [*_classify_chains(context, entries), *_snat_chains(context, entries, networks)]
+    chains += _guard_chains(context, entries, networks)
+    for network in networks:
+        chains += _mark_chains(context, network)
+    maps = [*_verdict_maps(context, networks)]
+    for inside in _inside_sets(context, entries):
+        maps += [inside.prefixes, inside.services]
+    for item in entries:
+        maps += _entry_sets(item)
+    return Classification(tuple(chains), tuple(maps), tuple(_counters(entries, networks)))
+
+
+def _counters(entries: tuple[EgressContext, ...], networks: list[NetworkContext]) -> Iterator[str]:
+    for network in networks:
+        yield from (counter_name(network.name, drop) for drop in NETWORK_DROPS)
+    for item in entries:
+        yield counter_name(item.entry.name, OPENED)
+        yield from (counter_name(item.entry.name, drop) for drop in ENTRY_DROPS)
+        if any(item.plan.lacks_address(family) for family in item.plan.families):
+            yield counter_name(item.entry.name, EgressDrop.NO_ADDRESS)
+
+
+# -- who is meant ---------------------------------------------------------------------------------
+
+
+def _families(entries: tuple[EgressContext, ...]) -> list[Family]:
+    return sorted({family for item in entries for family in item.plan.families})
+
+
+def _static(name: str, family: Family, prefixes: Iterable[IpNetwork]) -> NftMap | None:
+    """A set that never changes: its name says what it holds. None where it would be empty.
+
+    Some kernels show the new elements of an interval set a moment after the rules of the same transaction. So a
+    set is there and filled before any rule asks for it (`reconcile.egress`), and goes with the last one.
+    """
+    elements = tuple((item.render(), "") for item in ranges_of(prefixes, family))
+    if not elements:
+        return None
+    digest = hashlib.sha256(",".join(key for key, _ in elements).encode()).hexdigest()[:8]
+    return NftMap(f"{name}.{digest}", _TYPE[family], "", elements, ("interval",))
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """What is not outside, in one family: pods and services, and what is asked for by the address of a service."""
+
+    family: Family
+    prefixes: NftMap
+    services: NftMap
+
+
+def _inside_sets(context: Context, entries: tuple[EgressContext, ...]) -> tuple[_Inside, ...]:
+    internal = context.policy.node.internal
+    vips = [prefix for network in context.networks for prefix in network.network.vip_prefixes]
+    found = []
+    for family in _families(entries):
+        prefixes = _static(f"egress-inside{family}", family, [*internal, *_LINK_LOCAL])
+        services = _static(f"egress-services{family}", family, [*internal, *vips])
+        if prefixes and services:
+            found.append(_Inside(family, prefixes, services))
+    return tuple(found)
+
+
+def _members(item: EgressContext, family: Family) -> NftMap | None:
+    if item.plan.members is None:
+        return None
+    elements = member_elements(item.plan.members, family)
+    return NftMap(members_set(item.entry.name, family), _TYPE[family], "", elements, ("interval",))
+
+
+def _entry_sets(item: EgressContext) -> Iterator[NftMap]:
+    entry = item.entry
+    for family in item.plan.families:
+        yield from filter(None, (_sources(item, family), _members(item, family)))
+        for kind, prefixes in (("to", entry.destinations), ("except", entry.exclude)):
+            yield from filter(None, [_static(f"{kind}{family}.{entry.name}", family, prefixes)])
+
+
+def _sources(item: EgressContext, family: Family) -> NftMap | None:
+    return _static(f"sources{family}.{item.entry.name}", family, item.entry.sources)
+
+
+def _matches(item: EgressContext, source: str) -> Iterator[tuple[Family, str]]:
+    """The packets of one entry, as nft expressions; `source` is where their first source address stands."""
+    entry = item.entry
+    for family in item.plan.families:
+        word = _WORD[family]
+        to = _static(f"to{family}.{entry.name}", family, entry.destinations)
+        excluded = _static(f"except{family}.{entry.name}", family, entry.exclude)
+        if entry.destinations and to is None:
+            continue
+        narrowed = f" {word} daddr @{to.name}" if to else ""
+        narrowed += f" {word} daddr != @{excluded.name}" if excluded else ""
+        for found in filter(None, (_sources(item, family), _members(item, family))):
+            yield family, f"{source.format(word=word)} @{found.name}{narrowed}"
+
+
+#: The connection's own, whatever anybody has made of the packet since.
+_ORIGINAL = "ct original {word} saddr"
+_PACKET = "{word} saddr"
+
+
+def _inside(sets: tuple[_Inside, ...]) -> Iterator[NftRule]:
+    """What is not meant, whoever sends it; the same before routing and after."""
+    yield NftRule(f"{_OWN} return", "egress[*] but what the node itself gets")
+    for inside in sets:
+        word = _WORD[inside.family]
+        yield NftRule(f"{word} daddr @{inside.prefixes.name} return", "egress[*] but node.internal")
+        yield NftRule(
+            f"ct status dnat ct original {word} daddr @{inside.services.name} return",
+            "egress[*] but services, wherever they are served",
+        )
+
+
+# -- before routing -------------------------------------------------------------------------------
+
+
+def _classify_chains(context: Context, entries: tuple[EgressContext, ...]) -> list[NftChain]:
+    ours = f"& {context.mask:#010x}"
+    rules = (
+        NftRule(
+            f"ct mark != 0 ct direction original ct mark {ours} vmap @{NETWORKS_MAP}",
+            "egress[*] a connection that has its network",
+        ),
+        NftRule(f"{_FIRST} ct mark {ours} == 0 goto egress-new", "egress[*] first packet of a connection"),
+    )
+    new = [*_inside(_inside_sets(context, entries))]
+    for item in entries:
+        for family, match in _matches(item, _ORIGINAL):
+            if item.plan.lacks_address(family):
+                counter = counter_name(item.entry.name, EgressDrop.NO_ADDRESS)
+                text = f'{match} counter name "{counter}" drop'
+                new.append(NftRule(text, f"{item.origin}.source_ip: the device has no IPv{family} address"))
+            else:
+                new.append(NftRule(f"{match} goto egress-open.{item.network.name}", f"{item.origin}.sources"))
+    return [
+        NftChain("egress-forward", rules, BaseChain(ChainType.FILTER, Hook.PREROUTING, CLASSIFY_PRIORITY)),
+        # Only a chain of type route makes the kernel look the route up again when the mark changes.
+        NftChain("egress-output", rules, BaseChain(ChainType.ROUTE, Hook.OUTPUT, CLASSIFY_PRIORITY)),
+        NftChain("egress-new", tuple(new)),
+    ]
+
+
+def _mark_chains(context: Context, network: NetworkContext) -> list[NftChain]:
+    keep = f"& {FULL & ~context.mask:#010x}"
+    fwmark, own = f"{network.ids.fwmark:#010x}", f"{context.egress_marks[network.name]:#010x}"
+    origin = f"{network.origin} egress"
+    by_network = NftRule(f"meta mark set meta mark {keep} | {fwmark}", f"{origin}: routed by the network")
+    expected = NftRule(
+        f'iifname "{network.device}" ct mark set ct mark {keep} | {fwmark} return',
+        f"{origin}: one that a helper expects from outside (FTP, SIP) is answered like any request",
+    )
+    opened = NftRule(f"ct mark set ct mark {keep} | {own}", f"{origin}: a connection that leaves by it")
+    return [
+        NftChain(f"egress-open.{network.name}", (opened, by_network)),
+        NftChain(f"egress-by.{network.name}", (expected, by_network)),
+    ]
+
+
+def _verdict_maps(context: Context, networks: list[NetworkContext]) -> Iterator[NftMap]:
+    for name, target in (
+        (NETWORKS_MAP, "egress-by"),
+        ("egress-addresses", "egress-snat"),
+        ("egress-checks", "egress-check"),
+    ):
+        elements = sorted(
+            (f"{context.egress_marks[network.name]:#010x}", f"goto {target}.{network.name}")
+            for network in networks
+        )
+        yield NftMap(name, "mark", "verdict", tuple(elements))
+
+
+# -- source NAT -----------------------------------------------------------------------------------
+
+
+def _snat_chains(
+    context: Context, entries: tuple[EgressContext, ...], networks: list[NetworkContext]
+) -> Iterator[NftChain]:
+    start = NftRule(
+        f"ct mark & {context.mask:#010x} vmap @egress-addresses",
+        "egress[*] connections that leave by a network",
+    )
+    yield NftChain("egress-snat", (start,), BaseChain(ChainType.NAT, Hook.POSTROUTING, SNAT_PRIORITY))
+    for network in networks:
+        rules: list[NftRule] = []
+        for item in entries:
+            if item.network is network:
+                rules += _snat_rules(item)
+        rules.append(_drop("", network.name, EgressDrop.UNTRANSLATED, f"{network.origin} egress"))
+        yield NftChain(f"egress-snat.{network.name}", tuple(rules))
+
+
+def _snat_rules(item: EgressContext) -> Iterator[NftRule]:
+    counter = f'counter name "{counter_name(item.entry.name, OPENED)}"'
+    for family, match in _matches(item, _ORIGINAL):
+        addresses = [str(address) for address in item.plan.addresses if address.version == family]
+        if addresses:
+            choice = _choice(addresses, _WORD[family])
+            yield NftRule(f"{match} {counter} snat {_WORD[family]} to {choice}", f"{item.origin}.source_ip")
+
+
+def _choice(addresses: list[str], word: str) -> str:
+    """One address, or one of several by the source: it keeps its own as long as the pool stays the same."""
+    if len(addresses) == 1:
+        return addresses[0]
+    numbered = ", ".join(f"{number} : {address}" for number, address in enumerate(addresses))
+    return f"jhash {word} saddr mod {len(addresses)} seed {_SEED} map {{ {numbered} }}"
+
+
+# -- the last look --------------------------------------------------------------------------------
+
+
+def _guard_chains(
+    context: Context, entries: tuple[EgressContext, ...], networks: list[NetworkContext]
+) -> Iterator[NftChain]:
+    ours = f"& {context.mask:#010x}"
+    guard = (
+        NftRule(
+            f"ct mark != 0 ct direction original ct mark {ours} vmap @egress-checks",
+            "egress[*] leaves by its network, with its address",
+        ),
+        NftRule(
+            f"ct status & {_CONFIRMED} != 0 accept", "egress[*] not of a connection that was there before"
+        ),
+        NftRule("ct state invalid,untracked goto egress-untracked", "egress[*] packet without a connection"),
+        # Whatever its mark: one of a mask that has just changed says nothing.
+        NftRule("goto egress-late", "egress[*] first packet, not recognised"),
+    )
+    yield NftChain("egress-guard", guard, BaseChain(ChainType.FILTER, Hook.POSTROUTING, GUARD_PRIORITY))
+    late, untracked = [*_inside(_inside_sets(context, entries))], []
+    if Family.IPV6 in _families(entries):
+        untracked.append(
+            NftRule("ip6 hoplimit 255 icmpv6 type { 133-137 } return", "egress[*] but neighbour discovery")
+        )
+    untracked += _inside(_inside_sets(context, entries))
+    for item in entries:
+        late += [
+            _drop(match, item.entry.name, EgressDrop.LATE, item.origin)
+            for _, match in _matches(item, _ORIGINAL)
+        ]
+        untracked += [
+            _drop(match, item.entry.name, EgressDrop.UNTRACKED, item.origin)
+            for _, match in _matches(item, _PACKET)
+        ]
+    yield NftChain("egress-late", tuple(late))
+    yield NftChain("egress-untracked", tuple(untracked))
+    for network in networks:
+        yield NftChain(f"egress-check.{network.name}", tuple(_check_rules(entries, network)))
+
+
+def _check_rules(entries: tuple[EgressContext, ...], network: NetworkContext) -> Iterator[NftRule]:
+    origin = f"{network.origin} egress"
+    devices = [network.device, *([network.network.vrf.name] if network.network.vrf else [])]
+    elsewhere = f"oifname != {_anonymous(devices)}"
+    yield _drop(elsewhere, network.name, EgressDrop.WRONG_DEVICE, origin)
+    # Its first packet had an address of ours, and a connection keeps its address.
+    yield NftRule(f"ct status & {_CONFIRMED} != 0 accept", f"{origin}: a known connection")
+    for family in Family:
+        ranges = ranges_of(source_addresses(entries, network.name), family)
+        if ranges:
+            allowed = ", ".join(item.render() for item in ranges)
+            yield NftRule(f"{_WORD[family]} saddr {{ {allowed} }} accept", f"{origin}: has an address of it")
+    yield _drop("", network.name, EgressDrop.UNTRANSLATED, origin)
+
+
+def _anonymous(names: list[str]) -> str:
+    quoted = [f'"{name}"' for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{{ {', '.join(quoted)} }}"
+
+
+def _drop(match: str, owner: str, drop: EgressDrop, origin: str) -> NftRule:
+    text = f'counter name "{counter_name(owner, drop)}" drop'
+    return NftRule(f"{match} {text}".strip(), f"{origin} {drop}")
