@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from datapath.compiler import compile_policy
@@ -86,11 +87,19 @@ class Controller:
     Args:
         directory: of this namespace.
         wait_for_devices: serve the other networks while a device is missing or down, instead of refusing.
+        sight: what is known of the kernel at this moment, for who hears of changes; default: look afresh each time.
     """
 
-    def __init__(self, directory: StateDirectory, *, wait_for_devices: bool = False) -> None:
+    def __init__(
+        self,
+        directory: StateDirectory,
+        *,
+        wait_for_devices: bool = False,
+        sight: Callable[[], Sight] = Sight,
+    ) -> None:
         self._directory = directory
         self._wait_for_devices = wait_for_devices
+        self._sight = sight
         self._log = get_logger()
 
     def facts(self) -> Facts:
@@ -160,6 +169,7 @@ class Controller:
                 done = self._put_in_force(prepared, new, confirm_s, probing, undertaking)
             except (DatapathError, KeyboardInterrupt) as error:
                 self._log.warning("apply_failed", error=str(error))
+                prepared.sight.forget("*")
                 History(self._directory).discard(state.generation + 1)
                 undertaking.roll_back(lambda: _previous_plan(state, prepared), state)
                 raise
@@ -205,7 +215,7 @@ class Controller:
 
     def _prepare(self, loaded: LoadedPolicy, state: State) -> _Prepared:
         """Compile, look, refuse conflicts, and let the kernel check; nftables serves where eBPF is refused."""
-        sight = Sight()
+        sight = self._sight()
         facts = observe_facts(state, sight, policies=(loaded.source.text, state.policy))
         try:
             return self._preflight(loaded, facts, state, sight)
@@ -244,7 +254,7 @@ class Controller:
             self._directory.require_writable()
             state = self._directory.load()
             empty = Plan(state.fwmark_mask)
-            sight = Sight()
+            sight = self._sight()
             ids = observe_facts(state, sight)
             actual = observe(empty, state, sight)
             mask = ids.fwmark_mask

@@ -186,6 +186,10 @@ class StateDirectory:
             self._known = (digest, netns, state)
         return self._known[2]
 
+    def forget(self) -> None:
+        """Free what is kept of the file."""
+        self._known = None
+
     def save(self, state: State) -> None:
         """Write the state: whole, or not at all.
 

@@ -39,6 +39,8 @@ _FoundTable = tuple[ActualTable, list[str]] | None
 _Rules = tuple[frozenset[FibRule], tuple[ForeignRule, ...]]
 _Part = TypeVar("_Part")
 
+_ALWAYS_HEARD: Final = frozenset({"table", "routes"})
+
 #: So few tables are read by themselves, where so many routes need not be read then.
 _TABLES_MAX: Final = 4
 _ROUTES_MANY: Final = 1000
@@ -69,6 +71,23 @@ class Sight:
                 self._parts.clear()
             for part in _TOLD_BY.get(kind, ()):
                 self._parts.pop(part, None)
+
+    def keep_heard(self) -> None:
+        """Forget what changes without a word to who listens as a daemon does (`kernel/watch.py`).
+
+        Every change of our table and of our routes is heard; of devices, rules and sysctls only what concerns the
+        policy in force, and another policy may ask for more.
+        """
+        self._parts = {part: read for part, read in self._parts.items() if part in _ALWAYS_HEARD}
+
+    def share(self, plan: Plan) -> None:
+        """Keep what is as desired once: thousands of routes and rules, which the plan has as well."""
+        if "routes" in self._parts and self.routes() == plan.route_set:
+            self._parts["routes"] = (None, plan.route_set)
+        if "rules" in self._parts:
+            ours, foreign = self.rules()
+            if ours == plan.rule_set:
+                self._parts["rules"] = (None, (plan.rule_set, foreign))
 
     def touched(self, steps: Iterable[Step]) -> None:
         """Read again what these steps were about, and nothing else."""

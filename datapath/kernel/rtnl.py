@@ -12,12 +12,11 @@ import errno
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_interface
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from datapath.errors import KernelError
-from datapath.facts import IpInterface, LinkFacts
+from datapath.facts import LinkFacts
 from datapath.kernel.fib_codec import AF, RouteDecoder, RuleDecoder, encode_route, encode_rule
 from datapath.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Netlink, Request
 from datapath.kernel.rtnl_dump import (
@@ -117,11 +116,11 @@ class Rtnl:
     def link_facts(self, devices: Devices | None = None) -> tuple[LinkFacts, ...]:
         """Devices with their addresses, as the compiler may know them; `devices` if they were read before."""
         devices = devices or self.devices()
-        addresses: dict[str, list[IpInterface]] = {}
+        addresses: dict[str, list[str]] = {}
         for index, address in dump_addresses(self._netlink):
             name = devices.names.get(index)
             if name:
-                addresses.setdefault(name, []).append(ip_interface(address))
+                addresses.setdefault(name, []).append(address)
         return link_facts(devices.links.values(), addresses)
 
     def rules(self) -> tuple[frozenset[FibRule], tuple[ForeignRule, ...]]:

@@ -8,13 +8,15 @@ kernel, and a daemon looks often.
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_interface
 from typing import Final, NamedTuple
 
 from datapath.errors import KernelError
-from datapath.facts import STACKED_KINDS, IpInterface, LinkFacts
+from datapath.facts import STACKED_KINDS, LinkFacts
 from datapath.kernel.netlink import ATTRIBUTE, TYPE_MASK, Netlink, attribute, attributes, text
 from datapath.reconcile.actual import ActualLink
 
@@ -31,6 +33,8 @@ _IFLA_EXT_MASK, _SKIP_STATS = 29, 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_OIF, _RTA_TABLE = 4, 15
 _IFF_UP: Final = 1
+#: One for each network of the largest policy, and as many of others.
+_DEVICES_KEPT: Final = 8192
 
 
 class LinkMessage(NamedTuple):
@@ -116,24 +120,28 @@ def dump_addresses(netlink: Netlink) -> Iterator[tuple[int, str]]:
             yield index, f"{socket.inet_ntop(family, address)}/{length}"
 
 
-def link_facts(
-    links: Iterable[ActualLink], addresses: Mapping[str, list[IpInterface]]
-) -> tuple[LinkFacts, ...]:
+def link_facts(links: Iterable[ActualLink], addresses: Mapping[str, list[str]]) -> tuple[LinkFacts, ...]:
     """Devices with their addresses, sorted, as the compiler may know them."""
     return tuple(
-        LinkFacts(
-            name=link.name,
-            kind=link.kind,
-            parent=link.parent,
-            vlan_id=link.vlan_id,
-            vlan_protocol=link.vlan_protocol,
-            up=link.up,
-            mtu=link.mtu,
-            vrf=link.vrf,
-            vrf_table=link.vrf_table,
-            addresses=tuple(sorted(addresses.get(link.name, []), key=lambda a: (a.version, int(a), str(a)))),
-        )
+        _facts(link, tuple(addresses.get(link.name, ())))
         for link in sorted(links, key=lambda link: link.name)
+    )
+
+
+@functools.lru_cache(maxsize=_DEVICES_KEPT)
+def _facts(link: ActualLink, addresses: tuple[str, ...]) -> LinkFacts:
+    """Kept, because from one look to the next hardly any device changes, and reading addresses is dear."""
+    return LinkFacts(
+        name=link.name,
+        kind=link.kind,
+        parent=link.parent,
+        vlan_id=link.vlan_id,
+        vlan_protocol=link.vlan_protocol,
+        up=link.up,
+        mtu=link.mtu,
+        vrf=link.vrf,
+        vrf_table=link.vrf_table,
+        addresses=tuple(sorted(map(ip_interface, addresses), key=lambda a: (a.version, int(a), str(a)))),
     )
 
 

@@ -110,8 +110,7 @@ def _all_filters(netlink: Netlink, ifindex: int) -> list[TcFilter]:
 
 
 def _clsact_devices(netlink: Netlink, ifindex: int = 0) -> frozenset[int]:
-    found = tc_dump.qdiscs(netlink, ifindex)
-    return frozenset(qdisc.ifindex for qdisc in found if qdisc.kind in _CLSACT_KINDS)
+    return tc_dump.qdisc_devices(netlink, _CLSACT_KINDS, ifindex)
 
 
 def observe_our_place(direction: Direction) -> TcState:

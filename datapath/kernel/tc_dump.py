@@ -63,15 +63,23 @@ class TcObject:
     name: str
 
 
-def qdiscs(netlink: Netlink, ifindex: int = 0) -> list[TcObject]:
-    """All qdiscs of the namespace, or of one device.
+def qdisc_devices(netlink: Netlink, kinds: frozenset[str], ifindex: int = 0) -> frozenset[int]:
+    """Devices of the namespace that have a qdisc of one of these kinds; or that one device, if it has.
 
     Raises:
         KernelError: netlink failed.
     """
     # The kernel ignores the ifindex of a qdisc dump: filter here.
-    found = _dump(netlink, "qdiscs", _RTM_GETQDISC, 0, 0)
-    return [qdisc for qdisc in found if ifindex in {0, qdisc.ifindex}]
+    found: set[int] = set()
+    names = tuple(kind.encode() for kind in kinds)
+    for body in netlink.dump("qdiscs", _RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, index, _, _, _ = TCMSG.unpack_from(body)
+        # Two a device: most are passed by without taking them apart.
+        if ifindex in {0, index} and any(name in body for name in names):
+            kind = next((value for number, value in attributes(body, TCMSG.size) if number == _TCA_KIND), b"")
+            if text(kind) in kinds:
+                found.add(index)
+    return frozenset(found)
 
 
 def filters(netlink: Netlink, ifindex: int, parent: int) -> list[TcObject]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 import time
@@ -121,6 +122,10 @@ class RouteWatch:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def has_more(self) -> bool:
+        """Whether something has come in that was not read."""
+        return _is_readable(self._socket)
+
     def close(self) -> None:
         self._socket.close()
 
@@ -194,6 +199,10 @@ class NftWatch:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def has_more(self) -> bool:
+        """Whether something has come in that was not read."""
+        return _is_readable(self._socket)
+
     def close(self) -> None:
         self._socket.close()
 
@@ -247,6 +256,12 @@ def _multicast(protocol: int, groups: tuple[int, ...]) -> socket.socket:
     for group in groups:
         sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
     return sock
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _datagrams(sock: socket.socket, events: list[Event]) -> Iterator[bytes]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import marshal
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -151,13 +152,53 @@ def _validate(document: Document) -> tuple[Policy | None, list[Problem]]:
             problems.append(Problem((), f"a policy is a mapping, not {kind(data)}", hint))
         return None, problems
     try:
-        policy = Policy.model_validate(data)
+        policy = _KNOWN.policy(data)
     except ValidationError as error:
         unusable = {problem.path for problem in document.problems}
         found = [p for p in problems_of(error) if not _is_below(p.path, unusable)]
         problems += found
         return None, [*problems, *cross_check(_readable_part(data, found))]
     return policy, [*problems, *cross_check(Readable.of(policy))]
+
+
+class _KnownNetworks:
+    """The networks of the last policy that was right: in a daemon's next one most of them are the same.
+
+    An item that says the same is the same network, with all that was worked out about it. Found by the item's plain
+    data; what has no plain data (`UNUSABLE`) is never found.
+    """
+
+    def __init__(self) -> None:
+        self._networks: dict[bytes, Network] = {}
+
+    def policy(self, data: dict[str, Any]) -> Policy:
+        """As `Policy.model_validate`.
+
+        Raises:
+            ValidationError: as that.
+        """
+        items = data.get("networks")
+        if not isinstance(items, list) or len(items) > NETWORKS_MAX:
+            return Policy.model_validate(data)
+        keys = [_plain_key(item) for item in items]
+        known = [
+            self._networks.get(key, item) if key else item for key, item in zip(keys, items, strict=True)
+        ]
+        policy = Policy.model_validate({**data, "networks": known})
+        self._networks = {key: found for key, found in zip(keys, policy.networks, strict=True) if key}
+        return policy
+
+
+_KNOWN = _KnownNetworks()
+
+
+def _plain_key(item: Any) -> bytes:
+    """Equal only for equal items; empty for an item that is not all plain data."""
+    try:
+        # Of this version equal bytes are equal values of equal types; later ones refer back to equal objects.
+        return marshal.dumps(item, 2)
+    except ValueError:
+        return b""
 
 
 def _is_below(path: PolicyPath, parents: set[PolicyPath]) -> bool:

@@ -114,6 +114,11 @@ class Healer:
         self._program.close()
         self._steering.close()
 
+    @property
+    def sight(self) -> Sight:
+        """What was read of the kernel and is true as far as anybody has told."""
+        return self._sight
+
     def forget(self, kinds: Iterable[str]) -> None:
         """Events of these kinds came (`*` for whatever): what was read about them is out of date."""
         kinds = set(kinds)
@@ -154,6 +159,8 @@ class Healer:
             plan = self._desired(state)
             actual = observe(plan, state, self._sight)
             changes = reconcile(actual, plan, state.record)
+            if not changes.steps:
+                self._sight.share(plan)
             written = self._save(written, dataclasses.replace(written, record=changes.before))
             state = dataclasses.replace(state, record=changes.before)
             with Executor() as executor:

@@ -20,6 +20,7 @@ from datapath.errors import BusyError, DatapathError
 from datapath.kernel.guardian import seconds_left
 from datapath.kernel.inotify import DirectoryWatch
 from datapath.kernel.notify import Notifier, watchdog_interval_s
+from datapath.kernel.observer import Sight
 from datapath.kernel.watch import Event, Interest, NftWatch, RouteWatch
 from datapath.log import get_logger
 from datapath.observe.stats import ServiceStats
@@ -51,6 +52,7 @@ PROGRAMS_POLL_S = 10.0
 CONFIRM_S = 1.0
 FILES_POLL_S = 10.0
 _EVENTS_MAX = 50
+_LISTENS_MAX = 16
 
 
 class Service:
@@ -64,7 +66,7 @@ class Service:
         self._notifier = Notifier()
         self._healer = Healer(directory)
         self._gateways = GatewayWatch()
-        self._controller = Controller(directory, wait_for_devices=True)
+        self._controller = Controller(directory, wait_for_devices=True, sight=self._present_sight)
         self._reloader = Reloader(directory, files, self._controller, stats)
         self._timers = Timers()
         self._events: list[Event] = []
@@ -89,7 +91,7 @@ class Service:
             self._open_watches(stack)
             self._retry_later(self._reloader.start())
             self._look()
-            settle()
+            self._settle()
             self._start_timers()
             self._notifier.ready(self._status())
             self._log.info("service_started", status=self._status(), pid=os.getpid())
@@ -235,7 +237,7 @@ class Service:
         self._healer.forget("*")
         self._look()
         # Listing our table as JSON takes ten megabytes for a moment.
-        settle()
+        self._settle()
 
     def _poll_sysctls(self) -> None:
         self._timers.set(self._poll_sysctls, time.monotonic() + SYSCTL_POLL_S)
@@ -255,6 +257,10 @@ class Service:
     def _confirm(self) -> None:
         """What was repaired is forgotten: read it back; then give back the memory that the repair needed."""
         self._look()
+        self._settle()
+
+    def _settle(self) -> None:
+        self._directory.forget()
         settle()
 
     def _take(self, events: list[Event]) -> None:
@@ -263,6 +269,23 @@ class Service:
         self._healer.forget(event.kind for event in events)
         self._events += events[: _EVENTS_MAX - len(self._events)]
         self._timers.debounce(self._look, time.monotonic(), QUIET_S, BURST_S)
+
+    def _present_sight(self) -> Sight:
+        """For an apply: what was read before, without that which anything was, or could not be, heard of since."""
+        if not self._listen():
+            self._healer.forget("*")
+        self._healer.sight.keep_heard()
+        return self._healer.sight
+
+    def _listen(self) -> bool:
+        """Take in what was said up to now; False where there is no end of it."""
+        for _ in range(_LISTENS_MAX):
+            events = [*self._routes.read(), *self._nft.read()]
+            self._healer.forget(event.kind for event in events)
+            self._events += events[: _EVENTS_MAX - len(self._events)]
+            if not self._routes.has_more() and not self._nft.has_more():
+                return True
+        return False
 
     def _look(self) -> None:
         """Compare and repair; whatever comes of it, there will be another look."""

@@ -10,7 +10,12 @@ from datapath.kernel.memory import give_back
 
 
 def settle() -> None:
-    """After something large: collect it now, and return what is free to the kernel."""
+    """After something large: collect it now, and return what is free to the kernel.
+
+    What is left lives long: it is not looked at again for garbage until the next time.
+    """
     forget_image()
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     give_back()

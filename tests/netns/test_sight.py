@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import selectors
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import pytest
 from datapath.controller import Controller
 from datapath.kernel import observer
 from datapath.kernel.observer import Sight
+from datapath.observe.stats import ServiceStats
 from datapath.plan.rtnl import FibRule, Route
 from datapath.policy import parse_policy
 from datapath.reconcile.steps import AddRoute, AddRule, NftTransaction, SetSysctl
+from datapath.service.loop import Service
+from datapath.service.policy_files import PolicyFiles
 from datapath.state import StateDirectory
 from tests.netns.nodes import inside, node
 from tools.lab.netns import Namespace
@@ -77,3 +82,34 @@ def test_rules_table_and_sysctls_only_where_steps_were_about_them(served: Namesp
     sight.touched([AddRule(rule), NftTransaction("")])
     assert rule not in sight.rules()[0]
     assert sight.table() is None
+
+
+def test_what_nobody_hears_of_is_read_again(served: Namespace) -> None:
+    sight, _, _, rule = looked()
+    sight.links()
+    served.ip(["link add eth7 type veth peer name eth8"])
+    served.run("ip", *rule.render().replace("-4", "-4 rule del", 1).replace("from all", "").split())
+    served.sysctl({KEY: 2})
+    sight.keep_heard()
+    assert "eth7" in sight.links()
+    assert rule not in sight.rules()[0]
+    assert sight.sysctls(frozenset())[KEY] == "2"
+
+
+def test_an_apply_of_the_daemon_knows_what_happened_up_to_now(served: Namespace, tmp_path: Path) -> None:
+    """Also what the loop has not come to read yet."""
+    file = tmp_path / "policy.yaml"
+    file.write_bytes(POLICY)
+    service = Service(StateDirectory(tmp_path), PolicyFiles(file), ServiceStats())
+    with contextlib.ExitStack() as stack:
+        service._selector = stack.enter_context(selectors.DefaultSelector())
+        service._open_watches(stack)
+        service._look()
+        before = service._present_sight()
+        known = before.routes()
+        gone = next(route for route in known if route.gateway)
+        served.run("ip", *gone.render().replace("-4", "-4 route del", 1).split())
+        assert before.routes() is known
+        assert known - service._present_sight().routes() == {gone}
+        served.nft("delete table inet datapath")
+        assert service._present_sight().table() is None
