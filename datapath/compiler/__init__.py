@@ -31,12 +31,34 @@ from datapath.policy import Policy
 __all__ = ["compile_policy", "with_members"]
 
 
+class _Last:
+    """The plan that was made last: a daemon asks for the same one again and again."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Policy, Facts, Plan] | None = None
+
+    def plan(self, policy: Policy, facts: Facts) -> Plan:
+        # The very same policy: equal ones may differ in what was said aloud, which is not compared.
+        if self._made is None or self._made[0] is not policy or self._made[1] != facts:
+            # Let go before a new one is made, so that there are never two.
+            self._made = None
+            self._made = (policy, facts, _compile(policy, facts))
+        return self._made[2]
+
+
+_last = _Last()
+
+
 def compile_policy(policy: Policy, facts: Facts) -> Plan:
     """Compile a policy for one host. The same input gives an equal plan.
 
     Raises:
         CompileError: the policy cannot hold on this host; all problems at once.
     """
+    return _last.plan(policy, facts)
+
+
+def _compile(policy: Policy, facts: Facts) -> Plan:
     links = {link.name: link for link in facts.links}
     treatments = [
         treat(network, links.get(network.device), policy.steering_of(network)) for network in policy.networks
