@@ -229,7 +229,8 @@ class Netlink:
             KernelError: the kernel could not be asked, or its answer was lost.
         """
         answers: list[bytes | int] = []
-        self._grow_queue()
+        if requests:
+            self._grow_queue()
         for start in range(0, len(requests), _QUESTIONS_MAX):
             try:
                 answers += self._ask_batch(requests[start : start + _QUESTIONS_MAX])
