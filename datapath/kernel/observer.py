@@ -32,13 +32,23 @@ from datapath.reconcile.actual import (
 )
 from datapath.reconcile.conflicts import new_tables
 from datapath.reconcile.present import carried_program, carried_steering
-from datapath.reconcile.steps import AddRoute, DeleteRoute, SetSysctl, Step, kind_of
+from datapath.reconcile.steps import (
+    AddRoute,
+    DeleteRoute,
+    ForgetConnections,
+    MoveConnections,
+    SetSysctl,
+    Step,
+    TranslateConnections,
+    kind_of,
+)
 from datapath.state import State
 
 _FoundTable = tuple[ActualTable, list[str]] | None
 _Rules = tuple[frozenset[FibRule], tuple[ForeignRule, ...]]
 _Part = TypeVar("_Part")
 
+_OF_CONNECTIONS: Final = (ForgetConnections, TranslateConnections, MoveConnections)
 _ALWAYS_HEARD: Final = frozenset({"table", "routes"})
 
 #: So few tables are read by themselves, where so many routes need not be read then.
@@ -94,8 +104,8 @@ class Sight:
         steps = tuple(steps)
         keys = frozenset(step.key for step in steps if isinstance(step, SetSysctl))
         tables = frozenset(step.route.table for step in steps if isinstance(step, AddRoute | DeleteRoute))
-        # What becomes of connections is not looked at.
-        kinds = {kind_of(step) for step in steps} - {"sysctl", "other"}
+        # What becomes of connections is not looked at; a step of a kind that nobody has told makes everything doubtful.
+        kinds = {kind_of(step) for step in steps if not isinstance(step, _OF_CONNECTIONS)} - {"sysctl"}
         _, known = self._parts.get("routes", (None, frozenset()))
         if len(known) >= _ROUTES_MANY and len(tables) <= _TABLES_MAX and "link" not in kinds:
             kinds.discard("route")
