@@ -8,7 +8,7 @@ knows no zones; where two answers would look the same, NAT gives the newer conne
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from datapath.compiler.context import Context
 from datapath.plan.model import Note, NoteLevel, ZoneChange
@@ -19,7 +19,9 @@ from datapath.plan.rtnl import Sysctl
 PRIORITY = -450
 #: With everybody's source NAT: who gets there first does not matter, as nothing is decided there.
 NAT_PRIORITY = 100
-_CLASHES = "clashes"
+#: Requests wait no longer than this, whoever is killed while their connections move.
+HELD_S = 20
+_CLASHES, _HELD = "clashes", "held"
 _ORIGIN = "networks[*].isolate_clients"
 
 
@@ -52,7 +54,7 @@ def zones_before(context: Context, changes: Iterable[ZoneChange]) -> dict[str, i
     return {device: zone for device, zone in zones.items() if zone}
 
 
-def with_zones(table: NftTable, zones: Mapping[str, int], held: Iterable[str] = ()) -> NftTable:
+def with_zones(table: NftTable, zones: Mapping[str, int], held: Sequence[str] = ()) -> NftTable:
     """The table with what sets the zones; the same table where there are none.
 
     Args:
@@ -63,21 +65,19 @@ def with_zones(table: NftTable, zones: Mapping[str, int], held: Iterable[str] = 
     if not zones and not held:
         return table
     elements = tuple(sorted((f'"{device}"', str(zone)) for device, zone in zones.items()))
+    maps = [NftMap(ZONES, "ifname", "integer", elements, typeof="iifname : ct zone")]
+    if held:
+        waiting = tuple((f'"{device}" timeout {HELD_S}s', "") for device in sorted(held))
+        maps.append(NftMap(_HELD, "ifname", "", waiting, ("timeout",)))
     return dataclasses.replace(
         table,
-        chains=tuple(sorted((*table.chains, *_chains(sorted(held))), key=lambda chain: chain.name)),
-        maps=tuple(
-            sorted(
-                (*table.maps, NftMap(ZONES, "ifname", "integer", elements, typeof="iifname : ct zone")),
-                key=lambda item: item.name,
-            )
-        ),
+        chains=tuple(sorted((*table.chains, *_chains(held=bool(held))), key=lambda chain: chain.name)),
+        maps=tuple(sorted((*table.maps, *maps), key=lambda item: item.name)),
     )
 
 
-def _chains(held: list[str]) -> Iterator[NftChain]:
-    names = ", ".join(f'"{device}"' for device in held)
-    rules = [NftRule(f"iifname {{ {names} }} drop", f"{_ORIGIN} while connections move")] if held else []
+def _chains(*, held: bool) -> Iterator[NftChain]:
+    rules = [NftRule(f"iifname @{_HELD} drop", f"{_ORIGIN} while connections move")] if held else []
     rules.append(
         NftRule(f"ct original zone set iifname map @{ZONES}", f"{_ORIGIN} by the device they enter on")
     )
@@ -115,7 +115,6 @@ def zone_notes(context: Context, changes: Iterable[ZoneChange]) -> Iterator[Note
         yield Note(
             NoteLevel.WARNING,
             f"{origins[change.name]}.isolate_clients",
-            f"connections move from conntrack zone {change.old} to {change.new}; meanwhile, some milliseconds (10 s for"
-            " a million of them), requests that enter by"
-            f" {change.device} are dropped and must be sent again",
+            f"connections move from conntrack zone {change.old} to {change.new}; meanwhile (25 ms for a thousand)"
+            f" requests that enter by {change.device} are dropped and must be sent again",
         )

@@ -131,7 +131,13 @@ def test_connections_move_while_their_requests_wait() -> None:
     assert elements(plan.table) == {'"etha"': "40001"}
     assert plan.holding is not None
     (chain,) = [chain for chain in plan.holding.chains if chain.name == "zones"]
-    assert chain.rules[0].text == 'iifname { "etha" } drop'
+    assert chain.rules[0].text == "iifname @held drop"
+    # Whoever is killed now leaves a node that serves again by itself.
+    assert [item.elements for item in plan.holding.maps if item.name == "held"] == [
+        (('"etha" timeout 20s', ""),)
+    ]
+    assert plan.table is not None
+    assert not any(item.name == "held" for item in plan.table.maps)
     for table in (plan.transition, plan.holding):
         assert table is not None
         comments = [value for item in table.maps if item.name == "ids" for _, value in item.elements]
