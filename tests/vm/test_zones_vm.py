@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from datapath.reconcile.steps import MoveConnections
 from datapath.state import StateDirectory
 from tests.bpf.conftest import inside
 from tests.netns.equals import ISOLATED, both, datagrams_in_fragments, overlapping
-from tools.lab import Lab, probe_all, same_ports, vlan_cells
+from tools.lab import Lab, Proto, probe_all, same_ports, vlan_cells
 from tools.lab.topology import FAMILIES, VIP_BACKENDS
 from tools.lab.traffic import ask_line
 
@@ -38,6 +39,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Co
 def served_equals(lab: Lab) -> None:
     """Both outside clients ask everything from the same ports."""
     cells = [cell for cell in same_ports(vlan_cells(lab.networks)) if cell.client in {"client", "client2"}]
+    # Emulated, looking for all neighbours at once takes longer than they are looked for.
+    probe_all(lab, [replace(cell, source_port=0) for cell in cells if cell.proto is Proto.ICMP], seconds=3)
     results = probe_all(lab, cells, seconds=1.5)
     assert [f"{r.cell}: {r.detail}" for r in results if not r.ok] == []
     assert lab.wrong_way() == 0
