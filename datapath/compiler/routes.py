@@ -40,9 +40,11 @@ def external_tables(context: Context) -> tuple[int, ...]:
     """Tables that others fill, sorted."""
     return tuple(
         sorted(
-            network.ids.table
-            for network in context.networks
-            if network.network.has_external_routes and any(network.families(*ROUTED))
+            {
+                network.ids.table
+                for network in context.networks
+                if network.network.has_external_routes and any(network.families(*ROUTED))
+            }
         )
     )
 

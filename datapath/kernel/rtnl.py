@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from datapath.kernel.vlan_links import VlanLinks
 
 _NEWROUTE, _DELROUTE, _NEWRULE, _DELRULE = 24, 25, 32, 33
+_RTPROT_KERNEL: Final = 2
 _PROTOCOL_NAMES: Final = {
-    2: "kernel",
+    _RTPROT_KERNEL: "kernel",
     3: "boot",
     4: "static",
     11: "zebra (FRR)",
@@ -152,14 +153,20 @@ class Rtnl:
             if protocol == ROUTE_PROTOCOL
         )
 
-    def foreign_routes(self, tables: Iterable[int]) -> dict[int, str]:
-        """Tables among those asked that hold routes of others, with one example each."""
+    def foreign_routes(self, tables: Iterable[int], *, by_kernel: bool = True) -> dict[int, str]:
+        """Tables among those asked that hold routes of others, with one example each.
+
+        Args:
+            tables: which.
+            by_kernel: others are also the kernel's own routes of addresses, which are in the table of a VRF.
+        """
+        ours = {ROUTE_PROTOCOL} if by_kernel else {ROUTE_PROTOCOL, _RTPROT_KERNEL}
         found: dict[int, str] = {}
         for table in tables:
             for family, number in AF.items():
                 bodies = dump_routes(self._netlink, number, table=table)
                 for protocol, route in RouteDecoder(family, self._name).decode(bodies):
-                    if protocol != ROUTE_PROTOCOL:
+                    if protocol not in ours:
                         owner = _PROTOCOL_NAMES.get(protocol, f"protocol {protocol}")
                         found.setdefault(table, f"{route.destination} by {owner}")
         return found

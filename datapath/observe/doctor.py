@@ -80,7 +80,7 @@ def _view(state: State, loaded: LoadedPolicy | None, host: HostView) -> PolicyVi
     actual = dataclasses.replace(observe(plan, state), foreign_marks=host.marks)
     if plan.external_tables:
         with Rtnl() as rtnl:
-            external = rtnl.foreign_routes(plan.external_tables)
+            external = rtnl.foreign_routes(plan.external_tables, by_kernel=False)
         actual = dataclasses.replace(actual, foreign_tables={**actual.foreign_tables, **external})
     changes = reconcile(actual, plan, state.record)
     zones = observe_zones() if any(ids.zone for ids in plan.ids) else {}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tools.lab import VIP_BACKENDS, Backend, Lab, command, network, probe_all, vlan_cells
-from tools.lab.bgp import Frr
+from tools.lab.bgp import Frr, Speaker
 from tools.lab.dump import difference, dump_namespace
 from tools.lab.netns import LabError
 from tools.lab.topology import FAMILIES, pair
@@ -30,54 +30,8 @@ ON_LINK = tuple(PUBLIC.prefixes.values())
 NODE = pair("1.2.3.9", "2001:db8:100::9")
 ROUTER = PUBLIC.gateway
 
-SPEAKER = """\
-log stdout
-router bgp {own}
- bgp router-id {address.v4}
- no bgp ebgp-requires-policy
- no bgp network import-check
- neighbor {peer.v4} remote-as {other}
- neighbor {peer.v6} remote-as {other}
- neighbor {peer.v4} timers 1 3
- neighbor {peer.v6} timers 1 3
- neighbor {peer.v4} timers connect 1
- neighbor {peer.v6} timers connect 1
- address-family ipv4 unicast
-{lines4}
- exit-address-family
- address-family ipv6 unicast
-  neighbor {peer.v6} activate
-{lines6}
- exit-address-family
-"""
-
-
-def node_config() -> str:
-    """As MetalLB has it: VIPs are announced whatever routes there are; what is learned goes to the network's table."""
-    lines = {
-        f: [f"  network {vip.get(f)}/{32 if f == 4 else 128}" for vip in VIPS.values()] for f in FAMILIES
-    }
-    text = SPEAKER.format(
-        own=64512,
-        other=64513,
-        address=NODE,
-        peer=ROUTER,
-        lines4="\n".join([*lines[4], f"  neighbor {ROUTER.v4} route-map TO-PUBLIC in"]),
-        lines6="\n".join([*lines[6], f"  neighbor {ROUTER.v6} route-map TO-PUBLIC in"]),
-    )
-    # The map comes first: one that is not known yet denies everything for the five seconds of its delay timer.
-    return f"route-map TO-PUBLIC permit 10\n set table {TABLE}\nexit\n{text}"
-
-
-def router_config() -> str:
-    return SPEAKER.format(
-        own=64513,
-        other=64512,
-        address=ROUTER,
-        peer=NODE,
-        lines4=f"  neighbor {NODE.v4} default-originate",
-        lines6=f"  neighbor {NODE.v6} default-originate",
-    )
+ON_NODE = Speaker(64512, 64513, NODE, ROUTER, announced=tuple(VIPS.values()), table=TABLE)
+ON_ROUTER = Speaker(64513, 64512, ROUTER, NODE, announces_default=True)
 
 
 @dataclasses.dataclass
@@ -176,7 +130,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         # The lab's own ways to the VIPs: here they come by BGP.
         lab["router"].ip([f"-{a.version} route del {a} dev br-vlan" for vip in VIPS.values() for a in vip])
         lab["client_vlan"].ip([f"-{a.version} route del {a} dev eth0" for vip in VIPS.values() for a in vip])
-        with Frr(lab["router"], router_config()) as router, Frr(lab.node, node_config()) as node:
+        with Frr(lab["router"], ON_ROUTER) as router, Frr(lab.node, ON_NODE) as node:
             ground = Ground(lab, node, router, tmp_path_factory.mktemp("state"), {})
             ground.established()
             ground.before = settled(lab)

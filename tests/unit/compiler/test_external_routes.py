@@ -100,3 +100,22 @@ def test_the_mask_must_have_room_for_them() -> None:
     ]
     full = Policy.model_validate({"version": 1, "networks": networks, "marks": {"mask": 0x300}})
     assert [problem.path for problem in check_policy(full)] == [("marks",)]
+
+
+def test_in_a_vrf_the_table_is_that_of_the_vrf() -> None:
+    red = {"name": "red", "table": 2, "create": True}
+    networks = [
+        {
+            "name": f"n{i}",
+            "interface": f"eth{i}",
+            "vips": [f"198.51.{i}.0/24"],
+            "vrf": red,
+            "routes": "external",
+        }
+        for i in range(2)
+    ]
+    shared = Policy.model_validate({"version": 1, "networks": networks})
+    assert check_policy(shared) == []
+    plan = compile_policy(shared, Facts())
+    assert plan.external_tables == (2,)
+    assert {route.type for route in plan.routes if route.table == 2} == {RouteType.UNREACHABLE}
