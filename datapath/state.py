@@ -28,6 +28,7 @@ import pydantic
 
 from datapath.errors import BusyError, DatapathError, InputError
 from datapath.facts import IdFacts, IpNetwork
+from datapath.plan.rtnl import Slave
 from datapath.points import reached
 from datapath.reconcile.actual import Record, Saved
 from datapath.sealed import seal, unseal
@@ -299,7 +300,7 @@ def _encode(state: State) -> dict[str, Any]:
         "sysctls": {key: [saved.original, saved.ours] for key, saved in sorted(record.sysctls.items())},
         "links": sorted(record.links),
         "clsact": sorted(record.clsact),
-        "slaves": dict(sorted(record.slaves.items())),
+        "slaves": [[slave.device, slave.vrf] for slave in sorted(record.slaves)],
         "ebpf_refused": state.ebpf_refused,
         "pending": None if state.pending is None else dataclasses.asdict(state.pending),
         "undone": None if state.undone is None else dataclasses.asdict(state.undone),
@@ -332,7 +333,7 @@ class _Document(pydantic.BaseModel):
     policy: str
     policy_name: str
     undone: Undone | None = None
-    slaves: dict[str, str] = {}
+    slaves: tuple[tuple[str, str], ...] = ()
     gateways_down: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}
     egress_sets: dict[str, tuple[IpNetwork, ...]] = {}
 
@@ -373,7 +374,7 @@ def _decode(document: dict[str, Any], path: Path) -> State:
             {key: Saved(*values) for key, values in read.sysctls.items()},
             read.links,
             read.clsact,
-            read.slaves,
+            frozenset(Slave(device, vrf) for device, vrf in read.slaves),
         ),
         ids=read.ids,
         fwmark_mask=read.fwmark_mask,

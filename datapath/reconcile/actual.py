@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from datapath.plan.nft import BaseChain
-from datapath.plan.rtnl import Family, FibRule, Route
+from datapath.plan.rtnl import Family, FibRule, Route, Slave
 from datapath.plan.tc import Hook
 
 
@@ -116,14 +116,14 @@ class Record:
     Attributes:
         sysctls: by key.
         links: devices that we created.
-        slaves: VRF by device: those that we put into one.
+        slaves: devices that we put into a VRF; while one is moved, it may be in either.
         clsact: devices on which we created the clsact qdisc.
     """
 
     sysctls: Mapping[str, Saved] = field(default_factory=dict)
     links: frozenset[str] = frozenset()
     clsact: frozenset[str] = frozenset()
-    slaves: Mapping[str, str] = field(default_factory=dict)
+    slaves: frozenset[Slave] = frozenset()
 
     def also(self, later: Record) -> Record:
         """This and what came to it: of a sysctl, the later value to put back, and every value of ours."""
@@ -132,8 +132,9 @@ class Record:
             known = sysctls[key].ours.split() if key in sysctls else []
             ours = dict.fromkeys((*known, *entry.ours.split()))
             sysctls[key] = Saved(entry.original, " ".join(ours))
-        slaves = {**self.slaves, **later.slaves}
-        return Record(sysctls, self.links | later.links, self.clsact | later.clsact, slaves)
+        return Record(
+            sysctls, self.links | later.links, self.clsact | later.clsact, self.slaves | later.slaves
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,7 +271,7 @@ def _records(
         sysctls.saved,
         record.links | links.created,
         record.clsact | clsact,
-        {**record.slaves, **links.slaves},
+        record.slaves | links.slaves,
     )
     after = Record(
         {key: saved for key, saved in sysctls.saved.items() if key not in sysctls.released},

@@ -14,6 +14,7 @@ from datapath.plan.ingress import VlanProtocol
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import Route, Slave, VlanLink, VrfLink
 from datapath.reconcile.actual import Actual, ActualLink, Record
+from datapath.reconcile.present import is_in
 from datapath.reconcile.steps import AddLink, DeleteLink, Enslave, Release, SetLinkUp, Step
 
 
@@ -27,7 +28,7 @@ class LinkChanges:
         remove: after everything else.
         created: devices that `add` makes.
         moved: devices whose routes are lost by `moves`.
-        slaves: VRF by device, once `add` and `moves` are done: those that we put into one.
+        slaves: devices that we put into a VRF, once `add` and `moves` are done.
     """
 
     add: tuple[Step, ...]
@@ -35,7 +36,7 @@ class LinkChanges:
     remove: tuple[Release | DeleteLink, ...]
     created: frozenset[str]
     moved: frozenset[str]
-    slaves: Mapping[str, str]
+    slaves: frozenset[Slave]
 
     def surviving(self, routes: Iterable[Route]) -> frozenset[Route]:
         """Those that the moves leave."""
@@ -47,14 +48,10 @@ class LinkChanges:
         return frozenset(step.link.name for step in self.remove if isinstance(step, DeleteLink))
 
     @property
-    def kept_slaves(self) -> dict[str, str]:
+    def kept_slaves(self) -> frozenset[Slave]:
         """What is left of `slaves` once `remove` is done."""
-        released = {step.slave.device for step in self.remove if isinstance(step, Release)}
-        return {
-            device: vrf
-            for device, vrf in self.slaves.items()
-            if device not in released and device not in self.deleted
-        }
+        released = {step.slave for step in self.remove if isinstance(step, Release)}
+        return frozenset(slave for slave in self.slaves - released if slave.device not in self.deleted)
 
 
 def diff_links(actual: Actual, desired: Plan, record: Record, ready: frozenset[str]) -> LinkChanges:
@@ -72,23 +69,17 @@ def diff_links(actual: Actual, desired: Plan, record: Record, ready: frozenset[s
         elif not present.up:
             add.append(SetLinkUp(link.name))
     moves = tuple(_moves(actual, desired, record, ready))
-    slaves = {
-        device: vrf
-        for device, vrf in record.slaves.items()
-        # Somebody may have taken it elsewhere: that is theirs to keep.
-        if device in actual.links and actual.links[device].vrf == vrf
-    }
-    for step in moves:
-        if isinstance(step, Enslave):
-            slaves[step.slave.device] = step.slave.vrf
-        else:
-            slaves.pop(step.slave.device, None)
+    # Somebody may have taken it elsewhere: that is theirs to keep.
+    present_slaves = {slave for slave in record.slaves if is_in(slave, actual.links)}
+    moving = {step.slave.device for step in moves}
+    slaves = {slave for slave in present_slaves if slave.device not in moving}
+    slaves |= {step.slave for step in moves if isinstance(step, Enslave)}
     gone = _surplus(actual, desired, record)
-    leaving = slaves.keys() - {slave.device for slave in desired.slaves} - {step.link.name for step in gone}
-    releases = [Release(Slave(device, slaves[device])) for device in sorted(leaving)]
+    staying = {slave.device for slave in desired.slaves} | {step.link.name for step in gone}
+    releases = [Release(slave) for slave in sorted(slaves) if slave.device not in staying]
     remove: tuple[Release | DeleteLink, ...] = (*releases, *_inner_first(gone))
-    moved = _with_uppers({step.slave.device for step in moves}, actual.links)
-    return LinkChanges(tuple(add), moves, remove, frozenset(created), moved, slaves)
+    moved = _with_uppers(moving, actual.links)
+    return LinkChanges(tuple(add), moves, remove, frozenset(created), moved, frozenset(slaves))
 
 
 def _moves(
@@ -97,10 +88,9 @@ def _moves(
     """Into VRFs, and out of those that devices which stay in use no longer belong to."""
     wanted = {slave.device: slave for slave in desired.slaves}
     used = {route.device for route in desired.routes} | {n.device for n in desired.ingress.networks}
-    for device, vrf in sorted(record.slaves.items()):
-        present = actual.links.get(device)
-        if present is not None and present.vrf == vrf and device in used and device not in wanted:
-            yield Release(Slave(device, vrf))
+    for mine in sorted(record.slaves):
+        if is_in(mine, actual.links) and mine.device in used and mine.device not in wanted:
+            yield Release(mine)
     for device, slave in sorted(wanted.items()):
         present = actual.links.get(device)
         if device in ready and (present is None or present.vrf != slave.vrf):
@@ -117,9 +107,10 @@ def _surplus(actual: Actual, desired: Plan, record: Record) -> list[DeleteLink]:
         if present is not None and present.kind == "vlan":
             vlan = VlanLink(name, present.parent, present.vlan_id, VlanProtocol(present.vlan_protocol))
             gone.append(DeleteLink(vlan))
-    leaving = set(record.slaves) | {step.link.name for step in gone}
+    deleted = {step.link.name for step in gone}
     for name in sorted(record.links - wanted):
         present = actual.links.get(name)
+        leaving = deleted | {slave.device for slave in record.slaves if slave.vrf == name}
         others = [
             link.name for link in actual.links.values() if link.vrf == name and link.name not in leaving
         ]

@@ -18,14 +18,14 @@ from datapath.reconcile.actual import ActualLink
 
 
 def ready_devices(
-    plan: Plan, links: Mapping[str, ActualLink], slaves: Mapping[str, str] | None = None
+    plan: Plan, links: Mapping[str, ActualLink], slaves: frozenset[Slave] = frozenset()
 ) -> frozenset[str]:
     """Devices that are up where the plan wants them, or are once we have made, set up and moved what we may.
 
     Args:
         plan: what is desired.
         links: as they are.
-        slaves: VRF by device: those that we put into one, and may move.
+        slaves: devices that we put into a VRF, and may move.
     """
     ready = {link.name for link in links.values() if link.up}
     for link in plan.links:  # a trunk comes before the devices on it
@@ -34,14 +34,22 @@ def ready_devices(
     for vrf in plan.vrfs:
         (ready.add if is_ready_vrf(vrf, links.get(vrf.name)) else ready.discard)(vrf.name)
     ready -= {slave.device for slave in plan.slaves if slave.vrf not in ready}
-    ready -= {slave.device for slave in plan.slaves if not is_free_for(slave, links, slaves or {})}
+    ready -= {slave.device for slave in plan.slaves if not is_free_for(slave, links, slaves)}
     return frozenset(ready)
 
 
-def is_free_for(slave: Slave, links: Mapping[str, ActualLink], slaves: Mapping[str, str]) -> bool:
+def is_in(slave: Slave, links: Mapping[str, ActualLink]) -> bool:
+    """The device is there, in that VRF."""
+    present = links.get(slave.device)
+    return present is not None and present.vrf == slave.vrf
+
+
+def is_free_for(slave: Slave, links: Mapping[str, ActualLink], slaves: frozenset[Slave]) -> bool:
     """The device is in its VRF, in none, or in one that we put it into."""
     present = links.get(slave.device)
-    return present is None or present.vrf in ("", slave.vrf, slaves.get(slave.device))
+    if present is None or present.vrf in ("", slave.vrf):
+        return True
+    return Slave(slave.device, present.vrf) in slaves
 
 
 def is_ready_vrf(vrf: VrfLink, present: ActualLink | None) -> bool:

@@ -45,6 +45,8 @@ POLICIES: dict[str, tuple[str, ...]] = {
         "- {name: jobs, network: b, set: true, source_ip: [10.2.0.20-10.2.0.22]}",
     ),
     "priority": ("rules: {priority: 20000}", "networks:", _A, _B),
+    "vrf": ("networks:", _A, _B.replace("{name", "{vrf: {name: red, table: 2, create: true}, name")),
+    "other vrf": ("networks:", _A, _B.replace("{name", "{vrf: {name: blue, table: 3, create: true}, name")),
 }
 
 

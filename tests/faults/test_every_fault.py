@@ -44,6 +44,10 @@ CHANGES = (
     ("two", "priority"),
     ("two", "none"),
     ("vlan", "none"),
+    ("two", "vrf"),
+    ("vrf", "other vrf"),
+    ("vrf", "two"),
+    ("vrf", "none"),
 )
 #: These pin an id. One that the policy before does not pin stays what it is, once half of the new one is there.
 PINNED = ("mark", "table", "zone")
