@@ -108,6 +108,7 @@ class Healer:
         self._unwritten: tuple[State, State] | None = None
         self._down: Down | None = None
         self._rerouted: frozenset[Route] = frozenset()
+        self._is_resteered = False
         self.backoff = Backoff()
 
     def close(self) -> None:
@@ -166,7 +167,7 @@ class Healer:
             with Executor() as executor:
                 look = self._repair(state, plan, actual, changes.steps, executor)
             if not look.failed and not look.held:
-                self._rerouted = frozenset()
+                self._rerouted, self._is_resteered = frozenset(), False
                 state = _done(state, plan, changes.after)
             # Only now what is known of gateways: who waits for another way must not wait for a disk.
             look = dataclasses.replace(look, began_s=began, state=self._save(written, state))
@@ -186,6 +187,7 @@ class Healer:
         if self._plan is not None and self._policy and _but_for_gateways(facts, self._facts):
             before, self._plan = self._plan, rerouted(self._plan, self._policy, facts.gateways_down)
             self._rerouted = self._plan.route_set - before.route_set
+            self._is_resteered = self._plan.steering != before.steering
         elif self._plan is not None and _differ_in_members(self._facts, facts):
             self._plan, self._rerouted = with_members(self._plan, facts.egress_sets), frozenset()
         elif self._plan is None or facts != self._facts:
@@ -251,7 +253,7 @@ class Healer:
         """Nobody undoes anything here: it is the network that changes, as often as it does."""
         if isinstance(step, AddRoute):
             return step.route in self._rerouted
-        return bool(self._rerouted) and isinstance(step, ExtendSteering | TrimSteering)
+        return self._is_resteered and isinstance(step, ExtendSteering | TrimSteering)
 
     def _run(self, step: Step, executor: Executor) -> None:
         if isinstance(step, SyncIngress):

@@ -69,6 +69,8 @@ class Ground(Node):
                 # As every node has: an answer is looked up without a mark first, and must not be refused by that.
                 "route add default via 192.0.2.1 dev eth1 onlink",
                 "-6 route add default via fe80::1 dev eth1",
+                "neigh replace 192.0.2.1 lladdr 02:00:00:00:00:fe dev eth1",
+                "-6 neigh replace fe80::1 lladdr 02:00:00:00:00:fe dev eth1",
             ]
         )
         self.ns.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})

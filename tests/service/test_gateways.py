@@ -286,3 +286,46 @@ def test_teardown_leaves_nothing(two: Ground) -> None:
         daemon.stop()
     assert two.datapath("teardown").returncode == 0
     assert two.snapshot() == before
+
+
+@pytest.mark.bpf
+@pytest.mark.parametrize("family", [4, 6])
+def test_steering_direct_sends_answers_to_the_one_in_use(two: Ground, family: int) -> None:
+    """The egress program's table follows: no route is there to be replaced."""
+    extra = "    gateway_mode: active_standby\n    gateway_check: {interval_ms: 50, hold_s: 1}\n    steering: direct\n"
+    two.policy.write_text(policy_of(range(1, 3), extra, backend="auto"))
+    with Daemon(two).started() as daemon, two.traffic(RATE, families=(family,)) as result:
+        wait_until(lambda: two.sent_by(1) > 200, "answers by the first")
+        assert two.sent_by(2) < 50, "its own questions for neighbours at most"
+        two.routers[1].ip(["link set eth0 down"])
+        daemon.wait_for("gateways_switched")
+        wait_until(lambda: two.sent_by(2) > 500, "answers by the second")
+        two.routers[1].ip(["link set eth0 up", f"-6 addr replace {gateway_address(1, 6)}/64 dev eth0 nodad"])
+        daemon.wait_for("gateway_up", 2)
+        before = two.sent_by(1)
+        wait_until(lambda: two.sent_by(1) > before + 200, "answers by the first again")
+        assert two.datapath("status").returncode == 0
+        assert not daemon.events("drift_healed")
+    assert 0 < result["lost"] < 1000 * GUARD
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_echo_requests_find_the_same(tmp_path: Path, family: int) -> None:
+    ground = Ground(tmp_path, 2, clients=8, own_address=True)
+    try:
+        extra = "    gateway_mode: active_standby\n    gateway_check: {method: icmp, interval_ms: 50, hold_s: 1}\n"
+        ground.policy.write_text(policy_of(range(1, 3), extra))
+        with Daemon(ground).started() as daemon:
+            time.sleep(1)
+            assert not daemon.events("gateway_down")
+            ground.routers[1].nft(
+                "add table inet t; add chain inet t c { type filter hook input priority 0; }"
+            )
+            ground.routers[1].nft("add rule inet t c icmp type echo-request drop")
+            ground.routers[1].nft("add rule inet t c icmpv6 type echo-request drop")
+            wait_for_route(ground, family, has=gateway_address(2, family), lacks=gateway_address(1, family))
+            ground.routers[1].nft("flush ruleset")
+            wait_for_route(ground, family, has=gateway_address(1, family))
+            assert not daemon.events("gateway_cannot_be_asked")
+    finally:
+        ground.close()
