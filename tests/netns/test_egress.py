@@ -141,6 +141,21 @@ def test_what_is_inside_stays_inside(lab: Lab, state: Path) -> None:
     assert lab.wrong_way() == 0
 
 
+def test_networks_that_isolate_their_clients(lab: Lab, state: Path) -> None:
+    """An answer enters in the zone of its VLAN and finds the connection, which was opened in none."""
+    text = lab.policy(
+        network_extra="    isolate_clients: true\n",
+        extra="egress:\n" + entry("web", SOURCES["vip"][0], POD_A),
+    )
+    command.apply(lab, state, text)
+    public = lab.networks[0]
+    for family in FAMILIES:
+        assert tcp_source(lab, "pod_a", public.client.get(family)) == VIP[family]
+        assert udp_source(lab, "pod_a", public.client.get(family)) == VIP[family]
+        tcp_source(lab, "client", public.vips[Backend.LOCAL_POD].get(family))
+    assert lab.wrong_way() == 0
+
+
 def test_destinations_and_exclude(lab: Lab, state: Path) -> None:
     """The first entry that matches decides, and what no entry matches goes as without the policy."""
     one, two = lab.networks
