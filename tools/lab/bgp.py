@@ -25,11 +25,6 @@ _LOG_SHOWN: Final = 4000
 _PATIENCE_S: Final = 30.0 * PATIENCE
 
 
-def installed() -> bool:
-    """Whether this machine has FRR at all."""
-    return (_PROGRAMS / "bgpd").exists()
-
-
 _CONFIG: Final = """\
 {before}router bgp {own}{vrf}
  bgp router-id {address.v4}
