@@ -70,6 +70,7 @@ def some_down(draw: st.DrawFn) -> tuple[Family, list[int], set[int]]:
     return draw(FAMILIES), weights, down
 
 
+@settings(deadline=None)
 @given(some_down())
 def test_only_flows_of_a_dead_gateway_move(case: tuple[Family, list[int], set[int]]) -> None:
     family, weights, numbers = case
@@ -88,6 +89,7 @@ def test_only_flows_of_a_dead_gateway_move(case: tuple[Family, list[int], set[in
         assert old in down or (flows < Fraction(1, 20) and max(hop.weight for hop in after) == 256)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 3), min_size=2, max_size=4), FAMILIES)
 def test_with_usual_weights_not_a_single_other_flow_moves(weights: list[int], family: Family) -> None:
     subject = network(family, weights)
@@ -99,6 +101,7 @@ def test_with_usual_weights_not_a_single_other_flow_moves(weights: list[int], fa
         assert {old for _, old in moved(after, before)} == {gone}, "and they go back"
 
 
+@settings(deadline=None)
 @given(some_down())
 def test_ipv4_gateways_take_over_by_their_weights(case: tuple[Family, list[int], set[int]]) -> None:
     _, weights, numbers = case
@@ -124,6 +127,7 @@ def test_shares_are_exact_where_they_fit() -> None:
     assert [(str(hop.gateway), hop.weight) for hop in hops] == [("2001:db8::2", 2), ("2001:db8::3", 1)]
 
 
+@settings(deadline=None)
 @given(WEIGHTS, FAMILIES, st.sampled_from(["ecmp", "active_standby"]))
 def test_all_down_is_as_none_down(weights: list[int], family: Family, mode: str) -> None:
     """A check must never be what cuts a node off."""
@@ -132,6 +136,7 @@ def test_all_down_is_as_none_down(weights: list[int], family: Family, mode: str)
     assert next_hops(subject, family, everything) == next_hops(subject, family, ())
 
 
+@settings(deadline=None)
 @given(some_down())
 def test_standby_uses_the_first_that_is_up(case: tuple[Family, list[int], set[int]]) -> None:
     family, weights, numbers = case

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datapath.plan.gateways import CheckMethod, GatewayCheck
@@ -78,6 +78,7 @@ def test_known_to_be_down_from_the_start_needs_no_hold_time() -> None:
     assert clock.health.is_up
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=3000))
 def test_flapping_never_switches_more_often_than_the_hold_time_allows(answers: list[bool]) -> None:
     clock = Clock(Health(CHECK))
