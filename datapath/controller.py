@@ -419,6 +419,6 @@ def _unmark(plan: Plan, facts: Facts) -> tuple[MarkChange, ...]:
 def id_facts(ids: tuple[NetworkIds, ...]) -> tuple[IdFacts, ...]:
     """As the state keeps them."""
     return tuple(
-        IdFacts(name=item.name, fwmark=item.fwmark, table=item.table, slot=item.slot, zone=item.zone)
+        IdFacts(name=item.name, fwmark=item.fwmark, table=item.own_table, slot=item.slot, zone=item.zone)
         for item in ids
     )

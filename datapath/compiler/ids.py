@@ -85,7 +85,7 @@ def allocate(
     needs = [*_needs(policy, facts, treatments), *_egress_needs(policy, facts)]
     names = {need.name for need in needs}
     gone = [ids for ids in facts.ids if ids.name not in names]
-    # Out of a VRF, a network leaves its table there.
+    # A VRF that somebody made since has its table to itself.
     never = RESERVED_TABLES | {link.vrf_table for link in facts.links}
     vrf_tables = {network.name: network.vrf.table for network in policy.networks if network.vrf is not None}
     slots = _allocate(
@@ -123,6 +123,7 @@ def allocate(
             vrf_tables.get(need.name) or _table(tables.get(need.name, 0)),
             slots.get(need.name, 0),
             zones.get(need.name, 0),
+            need.name in vrf_tables,
         )
         for need in needs
     }

@@ -41,8 +41,12 @@ _BITS_AT_ONCE = 4
 
 
 def ids_comment(ids: NetworkIds, zone: int = 0) -> str:
-    """What `kernel/` reads back: `network=public fwmark=0x00010000 table=700001 slot=1`, and ` zone=40001` if any."""
-    text = f"network={ids.name} fwmark={ids.fwmark:#010x} table={ids.table} slot={ids.slot}"
+    """What `kernel/` reads back: `network=public fwmark=0x00010000 table=700001 slot=1`, and ` zone=40001` if any.
+
+    A table of a VRF is followed by ` vrf`.
+    """
+    table = f"{ids.table} vrf" if ids.in_vrf else f"{ids.table}"
+    text = f"network={ids.name} fwmark={ids.fwmark:#010x} table={table} slot={ids.slot}"
     return f"{text} zone={zone}" if zone else text
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datapath.facts import IdFacts
 
 _NETWORK = re.compile(
-    r"network=(?P<name>\S+) fwmark=(?P<fwmark>0x[0-9a-f]+) table=(?P<table>\d+) slot=(?P<slot>\d+)"
+    r"network=(?P<name>\S+) fwmark=(?P<fwmark>0x[0-9a-f]+) table=(?P<table>\d+)(?P<vrf> vrf)? slot=(?P<slot>\d+)"
     r"(?: zone=(?P<zone>\d+))?"
 )
 _HEADER = re.compile(r"fwmark_mask=(?P<mask>0x[0-9a-f]+) rule_bank=(?P<bank>[01])")
@@ -41,7 +41,7 @@ def parse_ids(comments: Iterable[str]) -> LiveIds:
                 IdFacts(
                     name=network["name"],
                     fwmark=int(network["fwmark"], 16),
-                    table=int(network["table"]),
+                    table=0 if network["vrf"] else int(network["table"]),
                     slot=int(network["slot"]),
                     zone=int(network["zone"] or 0),
                 )

@@ -27,6 +27,7 @@ class NetworkIds:
         slot: index of its counters and prefixes in the eBPF maps; 0 where no packet is looked at.
         zone: of connection tracking, for the original direction; 0, which is everybody's, where clients are not
             isolated.
+        in_vrf: the table is a VRF's, and is left behind when the network leaves it.
     """
 
     name: str
@@ -34,6 +35,12 @@ class NetworkIds:
     table: int = 0
     slot: int = 0
     zone: int = 0
+    in_vrf: bool = False
+
+    @property
+    def own_table(self) -> int:
+        """The table that goes with the network, wherever its device goes; 0 where it has none."""
+        return 0 if self.in_vrf else self.table
 
 
 class Backend(enum.StrEnum):
