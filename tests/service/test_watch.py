@@ -15,7 +15,7 @@ import pytest
 from datapath.kernel.rtnl import FibChange, Rtnl, Verb
 from datapath.kernel.watch import Event, Interest, NftWatch, RouteWatch
 from datapath.plan.rtnl import Route
-from tests.service.daemon import Node
+from tests.service.daemon import DEVICES, Node, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -26,6 +26,12 @@ _FOREIGN_ROUTES = 10_000
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """Devices, no daemon."""
     made = Node(tmp_path_factory.mktemp("watch"))
+
+    def is_settled() -> bool:
+        shown = made.ns.run("ip", "-6", "-o", "addr", "show", "scope", "link")
+        return shown.count("fe80::") >= len(DEVICES) and "tentative" not in shown
+
+    wait_until(is_settled, "the devices have their addresses: these events are not what is asked for here")
     yield made
     made.close()
 
