@@ -106,9 +106,7 @@ def test_json_of_every_verb(user: User) -> None:
     assert [network["name"] for network in status["networks"]] == ["public"]
     assert status["drift"] == []
     facts = user.json("facts")
-    assert facts["ids"] == [
-        {"name": "public", "fwmark": 0x10000, "table": 700001, "slot": 1, "zone": 0}
-    ]
+    assert facts["ids"] == [{"name": "public", "fwmark": 0x10000, "table": 700001, "slot": 1, "zone": 0}]
     removed = user.json("teardown")
     assert removed["changed"] is True
 
