@@ -105,6 +105,19 @@ def test_the_worse_family_decides() -> None:
     assert {label: round(value, 6) for label, value in judged.figures} == {"IPv4": 0.1, "IPv6": 0.5}
 
 
+def test_cells_that_were_repeated_more_often_are_judged() -> None:
+    found = result(cell("base", [100]), cell("ebpf-rules", [150]))
+    found["again"] = result(cell("base", [100]), cell("base2", [101]), cell("ebpf-rules", [130]))[
+        "forwarding"
+    ]
+    judged = {item.name: item.state for item in targets.judge(found)}
+    assert judged["policy cost, 1 network, rules"] is targets.State.AIM
+    assert [round(value, 6) for _, value in targets.noise(found)] == [0.01]
+    assert "| 130/130/130 (1.30; 1.30) |" in report.fill(
+        "<!-- bench:begin again -->\n<!-- bench:end -->\n", found
+    )
+
+
 def test_growth_with_networks_is_against_one_network() -> None:
     found = result(cell("base", [100]), cell("ebpf-rules", [120]), cell("ebpf-rules", [126], networks=4094))
     judged = {item.name: item for item in targets.judge(found)}

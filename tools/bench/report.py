@@ -19,6 +19,7 @@ _SECTIONS: Final = (
     "machine",
     "noise",
     "forwarding",
+    "again",
     "control",
     "programs",
     "tcp",
@@ -155,6 +156,8 @@ def sections(result: dict[str, Any]) -> dict[str, list[Table]]:
     if result.get("forwarding"):
         found["noise"] = [noise_table(result)]
         found["forwarding"] = list(tables.forwarding_tables(result["forwarding"]))
+    if result.get("again"):
+        found["again"] = list(tables.forwarding_tables(result["again"]))
     if result.get("control"):
         found["control"] = list(control_tables(result["control"]))
     if (result.get("programs") or {"rows": []})["rows"]:

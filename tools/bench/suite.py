@@ -20,6 +20,9 @@ _IDLE_S: Final = 60
 _IDLE_TIMEOUT_S: Final = 300
 _CHANGES_TIMEOUT_S: Final = 600
 _CHANGES_APPLIES: Final = 6
+_AGAIN_REPETITIONS: Final = 101
+_AGAIN_VARIANTS: Final = ("base", "base2", "base3", "one-rule", "ebpf-rules", "ebpf-direct")
+_AGAIN_PROFILES: Final = ("r", "n", "s", "u")
 _RSS: Final = re.compile(r"idle for\s+([\d.]+) s\s+RSS\s+([\d.]+) MB, CPU ([\d.]+)%")
 _ROOT: Final = Path(__file__).parents[2]
 
@@ -34,7 +37,9 @@ class Extent:
     Attributes:
         networks: numbers of networks; at those between the first and the last, only some profiles.
         control_networks: numbers of networks for the control plane.
-        with_rest: the parts that take long and do not need to be looked at each time.
+        with_rest: the parts that take long and do not need to be looked at each time; among them the cells that
+            targets are about once more, more often: a machine that others use, too, is at its full speed only
+            now and then, and the least of 21 runs of one cell may have met that, and of another not.
     """
 
     networks: Sequence[int]
@@ -86,7 +91,9 @@ def parts(extent: Extent, say: Say) -> dict[str, Part]:
     }
     if extent.with_rest:
         names = [variant.name for variant in variants.VARIANTS if variant.name not in {"base2", "base3"}]
+        again = forwarding.Wanted(ends, _AGAIN_VARIANTS, _AGAIN_PROFILES, repetitions=_AGAIN_REPETITIONS)
         found |= {
+            "again": lambda: forwarding.measure(again, say),
             "tcp": lambda: tcp.measure(ends, names, extent.tcp_repetitions, say),
             "idle": lambda: [idle(count, say) for count in sorted({100, ends[-1]})],
             "changes": lambda: changes(say),

@@ -62,10 +62,14 @@ class Judged:
 
 def judge(result: dict[str, Any]) -> Iterator[Judged]:
     """Every target against a run."""
-    yield from _forwarding(Forwarding(result.get("forwarding") or {"cells": [], "unavailable": []}))
+    yield from _forwarding(_most_repeated(result))
     yield from _control(result.get("control") or {"rows": []})
     yield from _idle(result.get("idle") or [])
     yield _changes(result.get("changes"))
+
+
+def _most_repeated(result: dict[str, Any]) -> Forwarding:
+    return Forwarding(result.get("again") or result.get("forwarding") or {"cells": [], "unavailable": []})
 
 
 def _forwarding(found: Forwarding) -> Iterator[Judged]:
@@ -148,7 +152,7 @@ def table(result: dict[str, Any], *, with_unknown: bool = True) -> Table:
 
 def noise(result: dict[str, Any]) -> tuple[tuple[str, float], ...]:
     """What identical copies of the base differ from it: no difference below this means anything."""
-    found = Forwarding(result.get("forwarding") or {"cells": [], "unavailable": []})
+    found = _most_repeated(result)
     copies = [name for name in found.variants() if name.startswith(BASE) and name != BASE]
     ratios = (
         (
