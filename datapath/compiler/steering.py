@@ -7,7 +7,8 @@ here, with its place in the policy, rather than left to be found by packets.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from datapath.compiler.context import Context, NetworkContext, Treatment
@@ -29,6 +30,37 @@ _LINK_ONLY: tuple[IpNetwork, ...] = (
 _USE_RULES = "use `steering: rules` for this network"
 
 
+@dataclass(frozen=True, slots=True)
+class _DefaultWay:
+    """How answers leave if nobody steers them; the same for all networks.
+
+    Attributes:
+        devices: of every default route, whatever its metric: when one goes, the next takes over and has the program
+            already.
+        subnets: on their links, with the device.
+        mtus: of all devices of the host, by name.
+    """
+
+    devices: tuple[str, ...]
+    links: tuple[LinkFacts, ...]
+    subnets: tuple[tuple[str, IpNetwork], ...]
+    mtus: Mapping[str, int]
+
+    @classmethod
+    def of(cls, context: Context) -> _DefaultWay:
+        facts = context.facts
+        families = {family for network in context.networks for family in network.families(Treatment.DIRECT)}
+        devices = {name for family in families for name in facts.default_devices.get(family, ())}
+        links = tuple(link for link in facts.links if link.name in devices)
+        subnets = tuple(
+            (link.name, ip_network(address.network))
+            for link in links
+            for address in link.addresses
+            if not address.is_link_local
+        )
+        return cls(tuple(sorted(devices)), links, subnets, {link.name: link.mtu for link in facts.links})
+
+
 def emit_steering(context: Context) -> SteeringProgram:
     """The egress program's input, sorted by slot; networks without `steering: direct` are not in it."""
     networks = [network for network in context.networks if network.is_direct]
@@ -41,7 +73,8 @@ def emit_steering(context: Context) -> SteeringProgram:
             key=lambda network: network.slot,
         )
     )
-    return SteeringProgram(_devices(context), steered, _passed(context))
+    way = _DefaultWay.of(context)
+    return SteeringProgram(way.devices, steered, _passed(context, way))
 
 
 def _network(network: NetworkContext, down: Collection[IPv4Address | IPv6Address]) -> SteeredNetwork:
@@ -56,41 +89,20 @@ def _network(network: NetworkContext, down: Collection[IPv4Address | IPv6Address
     )
 
 
-def _devices(context: Context) -> tuple[str, ...]:
-    """Of every default route, whatever its metric: when one goes, the next takes over and has the program already."""
-    families = {family for network in context.networks for family in network.families(Treatment.DIRECT)}
-    return tuple(
-        sorted({name for family in families for name in context.facts.default_devices.get(family, ())})
-    )
-
-
-def _links(context: Context) -> list[LinkFacts]:
-    devices = _devices(context)
-    return [link for link in context.facts.links if link.name in devices]
-
-
-def _subnets(links: list[LinkFacts]) -> Iterator[tuple[str, IpNetwork]]:
-    for link in links:
-        for address in link.addresses:
-            if not address.is_link_local:
-                yield link.name, ip_network(address.network)
-
-
-def _passed(context: Context) -> tuple[IpNetwork, ...]:
+def _passed(context: Context, way: _DefaultWay) -> tuple[IpNetwork, ...]:
     """Who asks from inside is answered inside: pods, services, and whatever is on the link of these devices."""
-    inside = {*_LINK_ONLY, *context.policy.node.internal}
-    inside |= {subnet for _, subnet in _subnets(_links(context))}
+    inside = {*_LINK_ONLY, *context.policy.node.internal, *(subnet for _, subnet in way.subnets)}
     return tuple(sorted(inside, key=lambda p: (p.version, int(p.network_address), p.prefixlen)))
 
 
 def find_refusals(context: Context) -> tuple[Problem, ...]:
     """What this host, as it is now, keeps `steering: direct` from serving."""
-    return tuple(problem for network in context.networks for problem in _network_refusals(context, network))
+    networks = [network for network in context.networks if network.is_direct]
+    way = _DefaultWay.of(context)
+    return tuple(problem for network in networks for problem in _network_refusals(context, way, network))
 
 
-def _network_refusals(context: Context, network: NetworkContext) -> Iterator[Problem]:
-    if not network.is_direct:
-        return
+def _network_refusals(context: Context, way: _DefaultWay, network: NetworkContext) -> Iterator[Problem]:
     path: PolicyPath = ("networks", network.position)
     if context.facts.ebpf_refused:
         yield Problem(
@@ -114,15 +126,15 @@ def _network_refusals(context: Context, network: NetworkContext) -> Iterator[Pro
                 f"`steering: direct` on {network.device}, which the IPv{family} default route leaves by itself",
                 _USE_RULES,
             )
-    yield from _overlaps(context, network, path)
-    yield from _device_refusals(context, network, path)
+    yield from _overlaps(way, network, path)
+    yield from _device_refusals(way, network, path)
 
 
-def _overlaps(context: Context, network: NetworkContext, path: PolicyPath) -> Iterator[Problem]:
+def _overlaps(way: _DefaultWay, network: NetworkContext, path: PolicyPath) -> Iterator[Problem]:
     """The kernel looks for such a client on the default device's own link, where no program can help."""
     key = "on_link" if network.network.on_link else "vips"
     families = set(network.families(Treatment.DIRECT))
-    for device, subnet in _subnets(_links(context)):
+    for device, subnet in way.subnets:
         for prefix in network.network.effective_on_link:
             if prefix.version in families and prefix.overlaps(subnet):
                 yield Problem(
@@ -133,17 +145,17 @@ def _overlaps(context: Context, network: NetworkContext, path: PolicyPath) -> It
                 )
 
 
-def _device_refusals(context: Context, network: NetworkContext, path: PolicyPath) -> Iterator[Problem]:
+def _device_refusals(way: _DefaultWay, network: NetworkContext, path: PolicyPath) -> Iterator[Problem]:
     own = network.link
-    if own is not None and own.kind in STACKED_KINDS and own.parent in _devices(context):
+    if own is not None and own.kind in STACKED_KINDS and own.parent in way.devices:
         yield Problem(
             path,
             f"`steering: direct` by {own.name}: its packets pass {own.parent} again, where they would be steered"
             " once more",
             _USE_RULES,
         )
-    mtu = _mtu(context, network)
-    for link in _links(context):
+    mtu = _mtu(way, network)
+    for link in way.links:
         if 0 < mtu < link.mtu:
             yield Problem(
                 path,
@@ -153,12 +165,11 @@ def _device_refusals(context: Context, network: NetworkContext, path: PolicyPath
             )
 
 
-def _mtu(context: Context, network: NetworkContext) -> int:
+def _mtu(way: _DefaultWay, network: NetworkContext) -> int:
     """Of the network's device; a VLAN device that is yet to be made gets its trunk's. 0 where nothing is known."""
     if network.link is not None or network.network.vlan is None:
         return network.link.mtu if network.link else 0
-    parent = network.network.vlan.parent
-    return next((link.mtu for link in context.facts.links if link.name == parent), 0)
+    return way.mtus.get(network.network.vlan.parent, 0)
 
 
 def steering_notes(context: Context, refusals: tuple[Problem, ...]) -> Iterator[Note]:
@@ -167,7 +178,7 @@ def steering_notes(context: Context, refusals: tuple[Problem, ...]) -> Iterator[
         yield Note(NoteLevel.WARNING, _element(context, problem), problem.message)
     if not any(network.is_direct for network in context.networks):
         return
-    for device, subnet in sorted(_subnets(_links(context)), key=str):
+    for device, subnet in sorted(_DefaultWay.of(context).subnets, key=str):
         yield Note(
             NoteLevel.INFO,
             "steering",
