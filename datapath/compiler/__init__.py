@@ -76,9 +76,7 @@ def _compile(policy: Policy, facts: Facts) -> Plan:
     )
     entries = resolve_egress(context)
     rule_bank = choose_bank(context)
-    program = emit_ingress(
-        context, {item.network.name: source_addresses(entries, item.network.name) for item in entries}
-    )
+    program = emit_ingress(context, source_addresses(entries))
     backend, reason = choose_backend(context, program)
     tables = emit_tables(context, program, backend, rule_bank, emit_egress(context, entries))
     refusals = find_refusals(context)

@@ -10,8 +10,9 @@ as it must be: whatever is missing, late or in the midst of a change costs a pac
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -25,7 +26,9 @@ from datapath.plan.ingress import IpNetwork
 from datapath.plan.model import Note, NoteLevel, Plan
 from datapath.plan.nft import NftTable
 from datapath.plan.rtnl import Family
-from datapath.policy import Egress, IpAddress
+from datapath.policy import Egress, IpAddress, VipRange
+from datapath.policy.addresses import outermost, prefix_range
+from datapath.policy.check_addresses import RangeIndex
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,15 @@ def _own_address(network: NetworkContext, family: Family) -> tuple[IpAddress, ..
     return tuple(address.ip for address in usable[:1])
 
 
-def source_addresses(entries: Iterable[EgressContext], network: str) -> tuple[IpNetwork, ...]:
-    """What replies that enter by this network are sent to."""
-    return tuple(
-        sorted(
-            {
-                ip_network(address)
-                for item in entries
-                if item.network.name == network
-                for address in item.plan.addresses
-            },
-            key=lambda prefix: (prefix.version, int(prefix.network_address)),
-        )
-    )
-
-
-def _is_vip(address: IpAddress, context: Context) -> bool:
-    return any(address in prefix for network in context.networks for prefix in network.network.vip_prefixes)
+def source_addresses(entries: Iterable[EgressContext]) -> dict[str, tuple[IpNetwork, ...]]:
+    """What replies that enter by a network are sent to, by its name."""
+    found: dict[str, set[IpNetwork]] = {}
+    for item in entries:
+        found.setdefault(item.network.name, set()).update(map(ip_network, item.plan.addresses))
+    return {
+        name: tuple(sorted(prefixes, key=lambda prefix: (prefix.version, int(prefix.network_address))))
+        for name, prefixes in found.items()
+    }
 
 
 def with_members(plan: Plan, sets: Mapping[str, tuple[IpNetwork, ...]]) -> Plan:
@@ -137,6 +132,10 @@ def egress_notes(context: Context, entries: tuple[EgressContext, ...]) -> Iterat
         for address in link.addresses
         if not address.ip.is_loopback
     }
+    ordered = sorted(own, key=_place)
+    vips = RangeIndex(
+        [prefix_range(p) for p in outermost(p for n in context.networks for p in n.network.vip_prefixes)]
+    )
     for item in entries:
         for family in item.plan.families:
             if item.plan.lacks_address(family):
@@ -146,7 +145,7 @@ def egress_notes(context: Context, entries: tuple[EgressContext, ...]) -> Iterat
                     f"{item.network.device} has no IPv{family} address: IPv{family} connections of these sources are"
                     " dropped until it has one",
                 )
-        unheld = [a for a in item.plan.addresses if a not in own and not _is_vip(a, context)]
+        unheld = [a for a in item.plan.addresses if a not in own and vips.overlapping(VipRange(a, a)) is None]
         if unheld:
             more = f" and {len(unheld) - 1} more" if len(unheld) > 1 else ""
             yield Note(
@@ -155,9 +154,7 @@ def egress_notes(context: Context, entries: tuple[EgressContext, ...]) -> Iterat
                 f"{unheld[0]}{more}: no VIP and no address of this node, so answers come only if the router has a route"
                 " for it, or somebody answers ARP and neighbour discovery",
             )
-        held = sorted(
-            (str(address) for address in own if any(address in prefix for prefix in item.entry.sources)),
-        )
+        held = sorted(map(str, _within(item.entry.sources, ordered)))
         if held and not item.entry.destinations:
             yield Note(
                 NoteLevel.WARNING,
@@ -165,3 +162,15 @@ def egress_notes(context: Context, entries: tuple[EgressContext, ...]) -> Iterat
                 f"the sources hold the node's own address {held[0]}: what its system services and tunnels open"
                 f" leaves by {item.network.name}, too; name `destinations`, or `exclude` the other nodes",
             )
+
+
+def _place(address: IpAddress) -> tuple[int, int]:
+    return address.version, int(address)
+
+
+def _within(prefixes: Iterable[IpNetwork], ordered: Sequence[IpAddress]) -> Iterator[IpAddress]:
+    """Those of a sorted list that are in any of the prefixes."""
+    for prefix in prefixes:
+        begin = bisect.bisect_left(ordered, _place(prefix.network_address), key=_place)
+        end = bisect.bisect_right(ordered, _place(prefix.broadcast_address), key=_place)
+        yield from ordered[begin:end]

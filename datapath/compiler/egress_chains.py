@@ -235,13 +235,12 @@ def _snat_chains(
         "egress[*] connections that leave by a network",
     )
     yield NftChain("egress-snat", (start,), BaseChain(ChainType.NAT, Hook.POSTROUTING, SNAT_PRIORITY))
+    rules: dict[str, list[NftRule]] = {network.name: [] for network in networks}
+    for item in entries:
+        rules[item.network.name] += _snat_rules(item)
     for network in networks:
-        rules: list[NftRule] = []
-        for item in entries:
-            if item.network is network:
-                rules += _snat_rules(item)
-        rules.append(_drop("", network.name, EgressDrop.UNTRANSLATED, f"{network.origin} egress"))
-        yield NftChain(f"egress-snat.{network.name}", tuple(rules))
+        last = _drop("", network.name, EgressDrop.UNTRANSLATED, f"{network.origin} egress")
+        yield NftChain(f"egress-snat.{network.name}", (*rules[network.name], last))
 
 
 def _snat_rules(item: EgressContext) -> Iterator[NftRule]:
@@ -298,11 +297,13 @@ def _guard_chains(
         ]
     yield NftChain("egress-late", tuple(late))
     yield NftChain("egress-untracked", tuple(untracked))
+    addresses = source_addresses(entries)
     for network in networks:
-        yield NftChain(f"egress-check.{network.name}", tuple(_check_rules(entries, network)))
+        rules = tuple(_check_rules(addresses[network.name], network))
+        yield NftChain(f"egress-check.{network.name}", rules)
 
 
-def _check_rules(entries: tuple[EgressContext, ...], network: NetworkContext) -> Iterator[NftRule]:
+def _check_rules(addresses: Iterable[IpNetwork], network: NetworkContext) -> Iterator[NftRule]:
     origin = f"{network.origin} egress"
     devices = [network.device, *([network.network.vrf.name] if network.network.vrf else [])]
     elsewhere = f"oifname != {_anonymous(devices)}"
@@ -310,7 +311,7 @@ def _check_rules(entries: tuple[EgressContext, ...], network: NetworkContext) ->
     # Its first packet had an address of ours, and a connection keeps its address.
     yield NftRule(f"ct status & {_CONFIRMED} != 0 accept", f"{origin}: a known connection")
     for family in Family:
-        ranges = ranges_of(source_addresses(entries, network.name), family)
+        ranges = ranges_of(addresses, family)
         if ranges:
             allowed = ", ".join(item.render() for item in ranges)
             yield NftRule(f"{_WORD[family]} saddr {{ {allowed} }} accept", f"{origin}: has an address of it")

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 
 from datapath.compiler.context import Context
 from datapath.compiler.marks import Classification
-from datapath.compiler.prefixes import AddressRange, flatten, ranges_of
+from datapath.compiler.prefixes import AddressRange, CommonSources, flatten, ranges_of
 from datapath.plan.ingress import (
     MARTIANS,
     IngressNetwork,
     IngressProgram,
     OtherCheck,
-    SourceRule,
     Verdict,
     VipCheck,
 )
@@ -57,9 +56,10 @@ def emit_classification(context: Context, program: IngressProgram) -> Classifica
     ]
     entries: list[tuple[str, str]] = []
     counters: list[str] = []
+    common = CommonSources(program.common_sources)
     for network in program.networks:
         entries.append((f'"{network.device}"', f"goto check-{network.name}"))
-        chains += _network_chains(network, program, context.mask)
+        chains += _network_chains(network, common, context.mask)
         counters += [counter_name(network.name, verdict) for verdict in _verdicts(network)]
     maps = [NftMap("networks", "ifname", "verdict", tuple(sorted(entries)))]
     maps += _common_sets(program)
@@ -101,13 +101,13 @@ def _verdicts(network: IngressNetwork) -> Iterator[Verdict]:
         yield Verdict.RPF_LOOSE
 
 
-def _network_chains(network: IngressNetwork, program: IngressProgram, mask: int) -> list[NftChain]:
+def _network_chains(network: IngressNetwork, common: CommonSources, mask: int) -> list[NftChain]:
     passed = f"goto pass-{network.name}"
     origin = f"networks[{network.name}]"
     rules: list[NftRule] = []
     if network.is_checked:
         rules += _passes(network, _LINK_TRAFFIC)
-        rules += _source_checks(network, program)
+        rules += _source_checks(network, common)
         rules += _passes(network, _NO_REVERSE_PATH)
         rules += _vip_jumps(network)
         rules += _other_rules(network)
@@ -127,12 +127,12 @@ def _passes(network: IngressNetwork, matches: tuple[tuple[str, str], ...]) -> It
         yield NftRule(f"{text} goto pass-{network.name}", f"networks[{network.name}] passes: {what}")
 
 
-def _source_checks(network: IngressNetwork, program: IngressProgram) -> Iterator[NftRule]:
+def _source_checks(network: IngressNetwork, common: CommonSources) -> Iterator[NftRule]:
     if network.check_martians:
         for family in Family:
             yield _drop(network, Verdict.MARTIAN, f"{_WORD[family]} saddr @martians{family}")
     for family in Family:
-        yield from _source_rules(network, program, family)
+        yield from _source_rules(network, common, family)
 
 
 def _vip_jumps(network: IngressNetwork) -> Iterator[NftRule]:
@@ -161,16 +161,15 @@ def _anonymous(ranges: tuple[AddressRange, ...]) -> str:
     return "{ " + ", ".join(item.render() for item in ranges) + " }"
 
 
-def _source_rules(network: IngressNetwork, program: IngressProgram, family: Family) -> Iterator[NftRule]:
+def _source_rules(network: IngressNetwork, common: CommonSources, family: Family) -> Iterator[NftRule]:
     """The own list where it decides, else the common one."""
     if not network.check_sources:
         return
     word = _WORD[family]
-    common: tuple[SourceRule, ...] = program.common_sources
     denied, allowed = flatten(network.sources, common, family)
     if denied:
         yield _drop(network, Verdict.SPOOFED, f"{word} saddr {_anonymous(denied)}")
-    if any(rule.prefix.version == family for rule in common):
+    if family in common.families:
         exception = f"{word} saddr != {_anonymous(allowed)} " if allowed else ""
         yield _drop(network, Verdict.SPOOFED, f"{exception}{word} saddr @denied{family}")
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -34,8 +35,39 @@ class AddressRange:
         return f"{first}-{address(self.last)}"
 
 
+class CommonSources:
+    """The list that all networks share, to be asked for what lies inside a prefix.
+
+    It has each network's VIPs: to look through it for each network would take the square of their number.
+
+    Attributes:
+        families: of which it has rules.
+    """
+
+    def __init__(self, rules: Sequence[SourceRule]) -> None:
+        self.families = frozenset(Family(rule.prefix.version) for rule in rules)
+        self._rules = rules
+        self._places = sorted(
+            (rule.prefix.version, int(rule.prefix.network_address), place) for place, rule in enumerate(rules)
+        )
+
+    def inside(self, prefixes: Iterable[IpNetwork]) -> list[SourceRule]:
+        """Rules of prefixes that lie inside any of these, in the order of the list."""
+        found: set[int] = set()
+        for wide in prefixes:
+            first, last = int(wide.network_address), int(wide.broadcast_address)
+            begin = bisect.bisect_left(self._places, (wide.version, first, 0))
+            end = bisect.bisect_right(self._places, (wide.version, last, len(self._rules)))
+            found |= {
+                place
+                for _, _, place in self._places[begin:end]
+                if self._rules[place].prefix.prefixlen >= wide.prefixlen
+            }
+        return [self._rules[place] for place in sorted(found)]
+
+
 def flatten(
-    own: Iterable[SourceRule], common: Iterable[SourceRule], family: Family
+    own: Iterable[SourceRule], common: CommonSources, family: Family
 ) -> tuple[tuple[AddressRange, ...], tuple[AddressRange, ...]]:
     """Ranges that the own list decides: those it denies and those it allows.
 
@@ -46,11 +78,7 @@ def flatten(
         denied and allowed ranges; disjoint, sorted, as few as possible.
     """
     mine = [rule for rule in own if rule.prefix.version == family]
-    inside = [
-        rule
-        for rule in common
-        if rule.prefix.version == family and any(_contains(wide.prefix, rule.prefix) for wide in mine)
-    ]
+    inside = common.inside(rule.prefix for rule in mine)
     # Longer prefixes later; the own list after the common one, so that it wins a tie.
     ordered = sorted(inside, key=_length) + mine
     pieces = list(_pieces(sorted(ordered, key=_length), family))
@@ -69,10 +97,6 @@ def ranges_of(prefixes: Iterable[IpNetwork], family: Family) -> tuple[AddressRan
 
 def _length(rule: SourceRule) -> int:
     return rule.prefix.prefixlen
-
-
-def _contains(wide: IpNetwork, narrow: IpNetwork) -> bool:
-    return wide.prefixlen <= narrow.prefixlen and narrow.network_address in wide
 
 
 def _range(prefix: IpNetwork) -> AddressRange:

@@ -48,23 +48,24 @@ def egress(readable: Readable) -> Iterator[Problem]:
 
 def egress_order(readable: Readable) -> Iterator[Problem]:
     """The first entry that matches decides: none may stand behind one that takes all of its connections."""
-    whole: list[tuple[IpNetwork, int, Egress]] = []
+    whole: dict[IpNetwork, Egress] = {}
+    lengths: set[int] = set()
     for index, entry in readable.egress:
         for position, prefix in enumerate(entry.sources):
-            for wide, other_index, other in whole:
-                if other_index != index and _within(prefix, wide):
+            for length in sorted(length for length in lengths if length <= prefix.prefixlen):
+                wide = prefix.supernet(new_prefix=length)
+                if wide in whole:
                     yield Problem(
                         ("egress", index, "sources", position),
-                        f"{prefix} is of egress {shown(other.name)} ({wide}), which takes all of its connections",
+                        f"{prefix} is of egress {shown(whole[wide].name)} ({wide}), which takes all of its connections",
                         "put the narrower entry first, or give the other one `destinations`",
                     )
                     break
         if not entry.destinations and not entry.exclude:
-            whole += [(prefix, index, entry) for prefix in entry.sources if prefix.prefixlen]
-
-
-def _within(inner: IpNetwork, outer: IpNetwork) -> bool:
-    return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner[0] in outer
+            for prefix in entry.sources:
+                if prefix.prefixlen:
+                    whole.setdefault(prefix, entry)
+                    lengths.add(prefix.prefixlen)
 
 
 def _prefixes(path: PolicyPath, entry: Egress) -> Iterator[Problem]:

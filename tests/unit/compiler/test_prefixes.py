@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from datapath.compiler.prefixes import AddressRange, flatten, ranges_of
+from datapath.compiler.prefixes import AddressRange, CommonSources, flatten, ranges_of
 from datapath.observe.reference import is_spoofed
 from datapath.plan.ingress import IpNetwork, SourceAction, SourceRule
 from datapath.plan.rtnl import Family
@@ -69,7 +69,7 @@ def assert_minimal(ranges: tuple[AddressRange, ...], family: Family) -> None:
 def test_the_own_list_decides_where_it_matches(
     own: list[SourceRule], common: list[SourceRule], family: Family
 ) -> None:
-    denied, allowed = flatten(own, common, family)
+    denied, allowed = flatten(own, CommonSources(common), family)
     assert_minimal(denied, family)
     assert_minimal(allowed, family)
     for number in borders((rule.prefix for rule in (*own, *common)), family):
@@ -97,7 +97,7 @@ def test_two_sets_and_an_exception_are_one_longest_match(
     own: list[SourceRule], common: list[SourceRule], family: Family
 ) -> None:
     """The rules that nft gets: denied by the own list, or in the common set and not allowed by the own list."""
-    denied, allowed = flatten(own, common, family)
+    denied, allowed = flatten(own, CommonSources(common), family)
     everywhere = ranges_of((rule.prefix for rule in common), family)
     for number in borders((rule.prefix for rule in (*own, *common)), family):
         dropped = holds(denied, number) or (holds(everywhere, number) and not holds(allowed, number))
