@@ -7,6 +7,7 @@ Exit status: 0 done or nothing to do, 1 failed, 2 the input is wrong, 3 differen
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -314,6 +315,7 @@ def _status(arguments: argparse.Namespace) -> int:
         read_steered,
     )
     from datapath.kernel.egress import read_counters as read_egress  # noqa: PLC0415
+    from datapath.kernel.observer import tables_of_others  # noqa: PLC0415
     from datapath.observe.status import make_status  # noqa: PLC0415
 
     drift = Controller(StateDirectory(arguments.state_dir)).status()
@@ -329,7 +331,7 @@ def _status(arguments: argparse.Namespace) -> int:
         drift.steps,
         drift.waiting,
         read_counters(drift.plan),
-        actual=drift.actual,
+        actual=dataclasses.replace(drift.actual, foreign_tables=tables_of_others(drift.plan)),
         steered=read_steered(drift.plan),
         opened=read_egress(drift.plan.egress),
     )

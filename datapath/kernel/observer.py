@@ -30,7 +30,7 @@ from datapath.reconcile.actual import (
     ForeignMark,
     ForeignRule,
 )
-from datapath.reconcile.conflicts import new_tables
+from datapath.reconcile.conflicts import new_tables, tables_in_force
 from datapath.reconcile.present import carried_program, carried_steering
 from datapath.reconcile.steps import (
     AddRoute,
@@ -210,6 +210,15 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
 def _new(texts: tuple[str, ...], state: State) -> Iterable[str]:
     """Policies that are not in force yet: these may claim something."""
     return (text for text in texts if text != state.policy)
+
+
+def tables_of_others(plan: Plan) -> Mapping[int, str]:
+    """Tables of a plan in force that are ours alone and hold routes of others, with one example each.
+
+    Two requests a table: for who wants to know, not for every round.
+    """
+    tables = sorted(tables_in_force(plan))
+    return _ask(lambda rtnl: rtnl.foreign_routes(tables)) if tables else {}
 
 
 def _foreign_marks(desired: Plan, comments: list[str]) -> tuple[ForeignMark, ...]:

@@ -15,7 +15,7 @@ from datapath.errors import CompileError, DatapathError
 from datapath.in_force import parse_in_force
 from datapath.kernel.guardian import boot_clock_s
 from datapath.kernel.host import HostView, observe_host
-from datapath.kernel.observer import observe, observe_facts
+from datapath.kernel.observer import observe, observe_facts, tables_of_others
 from datapath.kernel.rtnl import Rtnl
 from datapath.kernel.zones_in_use import observe_zones
 from datapath.observe.doctor_host import check_host
@@ -82,6 +82,9 @@ def _view(state: State, loaded: LoadedPolicy | None, host: HostView) -> PolicyVi
         with Rtnl() as rtnl:
             external = rtnl.foreign_routes(plan.external_tables, by_kernel=False)
         actual = dataclasses.replace(actual, foreign_tables={**actual.foreign_tables, **external})
+    if is_in_force:
+        late = tables_of_others(plan)
+        actual = dataclasses.replace(actual, foreign_tables={**actual.foreign_tables, **late})
     changes = reconcile(actual, plan, state.record)
     zones = observe_zones() if any(ids.zone for ids in plan.ids) else {}
     drift = changes.steps if is_in_force else ()

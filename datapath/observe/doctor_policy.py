@@ -16,7 +16,7 @@ from datapath.plan.model import Plan
 from datapath.policy import Policy
 from datapath.policy.marks import capacity
 from datapath.reconcile.actual import Actual
-from datapath.reconcile.conflicts import find_conflicts
+from datapath.reconcile.conflicts import find_conflicts, users_of_our_tables
 from datapath.reconcile.steps import Step
 from datapath.state import State
 
@@ -88,6 +88,10 @@ def check_marks_without_policy(host: HostView, actual: Actual) -> Iterator[Findi
 
 def _conflicts(view: PolicyView) -> Iterator[Finding]:
     found = find_conflicts(view.actual, view.plan, view.state.record)
+    late = tuple(users_of_our_tables(view.actual, view.plan)) if view.is_in_force else ()
+    for text in late:
+        seen, _, remedy = text.rpartition(": ")
+        yield warn("conflict", seen, "it is not ours, so no apply and no daemon takes it away", remedy)
     for text in found:
         seen, _, remedy = text.rpartition(": ")
         yield fail(
@@ -97,7 +101,7 @@ def _conflicts(view: PolicyView) -> Iterator[Finding]:
             + (", and what is in force may be misled by it" if view.is_in_force else ""),
             remedy if seen else "remove one of the two",
         )
-    if not found:
+    if not found and not late:
         yield ok("conflict", "nobody else uses our marks, rule priorities, tables, devices or filter places")
 
 

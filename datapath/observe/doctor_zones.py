@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from datapath.compiler.zone_ids import ZONE_BASE, ZONE_LAST
 from datapath.observe.findings import Finding, ok, warn
@@ -20,7 +21,9 @@ def check_zones(plan: Plan, others: Mapping[int, str]) -> Iterator[Finding]:
     ours = {ids.zone: ids.name for ids in plan.ids if ids.zone}
     if not ours:
         return
-    free = next((z for z in range(ZONE_BASE + 1, ZONE_LAST) if z not in others and z not in ours), None)
+    # Where that range is used up, next to it: those that we know of count from the other end.
+    candidates = chain(range(ZONE_BASE + 1, ZONE_LAST + 1), range(ZONE_BASE, 0, -1))
+    free = next((zone for zone in candidates if zone not in others and zone not in ours), None)
     for zone in sorted(ours.keys() & others.keys()):
         yield warn(
             "zones",

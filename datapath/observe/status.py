@@ -16,6 +16,7 @@ from datapath.plan.ingress import Verdict
 from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.tc import Hook
 from datapath.reconcile.actual import Actual, ActualIngress
+from datapath.reconcile.conflicts import users_of_our_tables
 from datapath.reconcile.steps import Step
 from datapath.reconcile.vrf_conflicts import vrf_conflicts
 from datapath.state import State
@@ -186,7 +187,12 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
             *_waiting(waiting, actual, plan, state),
             *(step.describe() for step in steps),
         ),
-        (*(note.render() for note in plan.notes), *_ahead(actual), *_probation(state)),
+        (
+            *(note.render() for note in plan.notes),
+            *_ahead(actual),
+            *_in_our_tables(actual, plan),
+            *_probation(state),
+        ),
         egress_status(plan.egress, opened or {}),
     )
 
@@ -218,6 +224,12 @@ def _ahead(actual: Actual | None) -> Iterator[str]:
             f"warning: {device}: the tcx program {name} sees packets before ours; those that it drops, redirects or"
             " accepts for good do not reach ours"
         )
+
+
+def _in_our_tables(actual: Actual | None, plan: Plan) -> Iterator[str]:
+    """What no apply puts right, since it is not ours."""
+    if actual is not None:
+        yield from (f"warning: {text}" for text in users_of_our_tables(actual, plan))
 
 
 def _probation(state: State) -> Iterator[str]:

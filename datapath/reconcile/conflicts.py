@@ -107,6 +107,34 @@ def new_tables(actual: Actual, desired: Plan) -> frozenset[int]:
     return _tables(desired.rules) - _tables(actual.rules) - set(desired.external_tables)
 
 
+def tables_in_force(plan: Plan) -> frozenset[int]:
+    """Tables that are ours alone: those of VRFs, and those that a routing daemon fills, are not."""
+    return _tables(plan.rules) - set(plan.external_tables) - {vrf.table for vrf in plan.vrfs}
+
+
+def users_of_our_tables(actual: Actual, plan: Plan) -> Iterator[str]:
+    """Who came to a table of the plan in force after us. Nothing of his is taken away: one sentence for each.
+
+    Args:
+        actual: with what others have in the tables of `tables_in_force`.
+        plan: the one in force.
+    """
+    names = {ids.table: ids.name for ids in plan.ids}
+    tables = tables_in_force(plan)
+    for table in sorted(tables & actual.foreign_tables.keys()):
+        yield (
+            f"routing table {table} of network {names[table]} holds a route of somebody else"
+            f" ({actual.foreign_tables[table]}), and answers that it fits leave by it: delete that route, or pin"
+            " `table` to a free one"
+        )
+    for rule in actual.foreign_rules:
+        if rule.table in tables:
+            yield (
+                f"`{rule.text}` looks up routing table {rule.table}, which is that of network {names[rule.table]}:"
+                " delete that rule, or pin `table` to a free one"
+            )
+
+
 def _tables(rules: Iterable[FibRule]) -> frozenset[int]:
     return frozenset(rule.target for rule in rules if rule.action is RuleAction.LOOKUP and not rule.device)
 

@@ -3,178 +3,40 @@
 
 One example is a chain of policies on one node. That is what makes 500 of them affordable: the eBPF program is
 loaded again only when the mask changes or its maps are too small. `make test` draws half as many chains, always the
-same ones, though not the first of those of `make test-full`: every kind of change is in there many times.
+same ones, though not the first of those of `make test-full`: every kind of change is in there many times. VRFs, which
+not every kernel has, are drawn in `tests/vm/test_random_vm.py`.
 """
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from datapath.controller import Controller
+from datapath.egress_sets import EgressSets, Verb
 from datapath.errors import CompileError, PolicyError
-from datapath.kernel.executor import Executor
-from datapath.kernel.observer import observe
 from datapath.kernel.sandbox import check_nft
 from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.render import render_table
-from datapath.policy import LoadedPolicy, capacity, deposit, parse_policy
+from datapath.policy import LoadedPolicy, parse_policy
 from datapath.reconcile.actual import Record
-from datapath.reconcile.diff import reconcile
-from datapath.reconcile.steps import ForgetConnections, SyncIngress
-from datapath.state import State, StateDirectory
+from datapath.service.healer import Healer
+from datapath.state import StateDirectory
+from tests.netns.draws import CHAINS, DEVICES, POLICIES, Turn, chains
+from tests.netns.fresh import converge, differences, normal
 from tests.netns.nodes import Node, inside, node, quick_dump
-from tests.sampling import FULL
 from tools.lab.dump import difference, dump_namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
 
-DEVICES = 12
 NAMES = [f"eth{n}" for n in range(1, DEVICES + 1)]
-CHAINS = 50 if FULL else 25
-POLICIES = 10
-BACKENDS = st.sampled_from(["ebpf", "nft", "nft"])
-_NFT_OBJECT = re.compile(r"^\t(?:chain|map|set) .*?^\t}", re.MULTILINE | re.DOTALL)
-MASKS = (0x0FFF0000, 0x00000F00, 0x80402011, 0x0000001F, 0xFFFF0000)
-
-
-@st.composite
-def addresses(draw: st.DrawFn, number: int) -> dict[str, Any]:
-    """VIPs and gateways of either family or both."""
-    v4, v6 = f"10.{number}.0", f"2001:db8:{number}:"
-    forms4 = [[f"{v4}.0/24"], [f"{v4}.16/28", f"{v4}.64"], [f"{v4}.10-{v4}.29"], [f"{v4}.77"]]
-    forms6 = [[f"{v6}:/64"], [f"{v6}:10/124", f"{v6}:77"], [f"{v6}:5-{v6}:9"]]
-    families = draw(st.sampled_from(["4", "6", "46"]))
-    vips, gateways = [], []
-    if "4" in families:
-        vips += draw(st.sampled_from(forms4))
-        gateways += draw(st.sampled_from([[], [f"{v4}.1"]]))
-    if "6" in families:
-        vips += draw(st.sampled_from(forms6))
-        gateways += draw(st.sampled_from([[], [f"{v6}:1"], ["fe80::1"]]))
-    if not gateways:
-        return {"vips": vips}
-    on_link = [[f"{v4}.0/24", f"{v6}:/64"], [f"{v4}.0/25", "192.0.2.0/24", f"{v6}:/96"]]
-    return {"vips": vips, "gateway": gateways, "on_link": draw(st.sampled_from(on_link))}
-
-
-KEYS = st.fixed_dictionaries(
-    {},
-    optional={
-        "return_path": st.sampled_from(["conntrack", "source", "none"]),
-        "track": st.sampled_from(["first", "last"]),
-        "strict_arp": st.booleans(),
-        "reverse_path": st.fixed_dictionaries(
-            {
-                "vips": st.sampled_from(["feasible", "strict", "off"]),
-                "other": st.sampled_from(["strict", "loose", "off"]),
-                "allow": st.sampled_from([[], ["203.0.113.0/24", "2001:db8:ffff::/48"]]),
-            }
-        ),
-    },
-)
-
-
-@st.composite
-def networks(draw: st.DrawFn, number: int, mask: int) -> dict[str, Any]:
-    """A network on device `number`; all that it may say, but nothing that only another kernel could do."""
-    network: dict[str, Any] = {
-        "name": draw(st.sampled_from([f"n{number}", f"other-{number}", f"save-{number}"])),
-        "interface": f"eth{number}",
-        **draw(addresses(number)),
-        **draw(KEYS),
-    }
-    if _may_be_isolated(network):
-        # What it cannot be together with is refused, and that is tested elsewhere.
-        keys: list[dict[str, Any]] = [
-            {},
-            {},
-            {"isolate_clients": True},
-            {"isolate_clients": True, "zone": number},
-        ]
-        network |= draw(st.sampled_from(keys))
-    if draw(st.integers(0, 5)) == 0:
-        network["table"] = 5000 + number
-    if draw(st.integers(0, 5)) == 0:
-        room = min(capacity(mask), 4095)
-        network["mark"] = deposit(1 + number * 331 % room, mask)
-    return network
-
-
-def _may_be_isolated(network: dict[str, Any]) -> bool:
-    follows = network.get("return_path", "conntrack") == "conntrack" and network.get("track") != "last"
-    return follows and "gateway" in network
-
-
-@st.composite
-def egress(draw: st.DrawFn, among: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Up to three entries, by networks that can carry them."""
-    able = [n for n in among if n.get("gateway") and n.get("return_path", "conntrack") == "conntrack"]
-    entries = []
-    for number in range(draw(st.integers(0, 3)) if able else 0):
-        network = draw(st.sampled_from(able))
-        own = network["interface"].removeprefix("eth")
-        gateway = network["gateway"][0]
-        v6 = ":" in gateway
-        entry = {
-            "name": f"e{number}",
-            "network": network["name"],
-            "source_ip": draw(
-                st.sampled_from(["network", f"2001:db8:{own}::99" if v6 else f"10.{own}.0.99"])
-            ),
-            "sources": [f"fd00:{number}::/64" if v6 else f"172.16.{number}.0/24"],
-            "set": draw(st.booleans()),
-        }
-        if draw(st.booleans()):
-            entry["exclude"] = ["2001:db8:aaaa::/48" if v6 else "192.0.2.0/24"]
-        entries.append(entry)
-    return entries
-
-
-@st.composite
-def policies(draw: st.DrawFn, mask: int, backend: str) -> LoadedPolicy:
-    numbers = draw(st.sets(st.integers(1, DEVICES), min_size=1, max_size=DEVICES))
-    body: dict[str, Any] = {
-        "version": 1,
-        "backend": backend,
-        "marks": {"mask": mask},
-        "networks": [draw(networks(number, mask)) for number in sorted(numbers)],
-    }
-    if draw(st.booleans()):
-        body["node"] = {"internal": ["172.16.0.0/12", "fd00::/8"]}
-    if draw(st.integers(0, 4)) == 0:
-        body["rules"] = {"priority": draw(st.sampled_from([3000, 20000]))}
-    if "node" in body and (entries := draw(egress(body["networks"]))):
-        body["egress"] = entries
-    # Pins may clash with each other: the policy refuses that, and it is tested elsewhere.
-    marks: set[int] = set()
-    for network in body["networks"]:
-        if network.get("mark") in marks:
-            del network["mark"]
-        marks.add(network.get("mark", 0))
-    return parse_policy(yaml.safe_dump(body).encode(), "random.yaml")
-
-
-@st.composite
-def chains(draw: st.DrawFn) -> list[LoadedPolicy]:
-    """Policies that follow each other; the mask and the backend change now and then."""
-    mask, backend = draw(st.sampled_from(MASKS)), draw(BACKENDS)
-    chain: list[LoadedPolicy] = []
-    for _ in range(POLICIES):
-        # Both mean a new program, which costs as much as ten policies.
-        if draw(st.integers(0, 39)) == 0:
-            mask, backend = draw(st.sampled_from(MASKS)), draw(BACKENDS)
-        chain.append(draw(policies(mask, backend)))
-    return chain
 
 
 @dataclass(repr=False)
@@ -215,16 +77,19 @@ def ground() -> Iterator[Ground]:
     phases=(Phase.explicit, Phase.generate),
 )
 @given(chain=chains())
-def test_chains_of_policies(ground: Ground, chain: list[LoadedPolicy]) -> None:
+def test_chains_of_policies(ground: Ground, chain: list[Turn]) -> None:
     with tempfile.TemporaryDirectory() as directory, inside(ground.node.namespace.name):
         states = StateDirectory(Path(directory))
         controller = Controller(states)
         try:
             before = Plan(0)
-            for policy in chain:
-                before = _step(ground, controller, policy, before)
+            for turn in chain:
+                before = _step(ground, controller, turn.policy, before)
+                _go_on(states, turn)
+            status = controller.status()
+            assert status is not None
             # What is carried over from the policy before has nothing to come from on a fresh node.
-            _assert_as_fresh(ground, before.settled)
+            _assert_as_fresh(ground, status.plan.settled)
         finally:
             controller.teardown()
         assert difference(ground.empty, quick_dump(NAMES)) == ""
@@ -234,9 +99,7 @@ def _step(ground: Ground, controller: Controller, policy: LoadedPolicy, before: 
     """Apply one policy and look at the kernel."""
     plan = controller.apply(policy).plan
     ground.applied += 1
-    status = controller.status()
-    assert status is not None
-    assert [step.describe() for step in status.steps] == []
+    _assert_no_drift(controller)
     if ground.applied % 5 == 0:
         assert [step.describe() for step in controller.apply(policy).steps] == []
     _assert_ids_stay(before, plan, policy)
@@ -246,6 +109,32 @@ def _step(ground: Ground, controller: Controller, policy: LoadedPolicy, before: 
         ground.seen.add(text)
         check_nft(text)
     return plan
+
+
+def _assert_no_drift(controller: Controller) -> None:
+    status = controller.status()
+    assert status is not None
+    assert [step.describe() for step in status.steps] == []
+
+
+def _go_on(states: StateDirectory, turn: Turn) -> None:
+    """Sets of `egress` change, and gateways go down: until the next apply, which has no daemon beside it."""
+    sets = EgressSets(states)
+    for name, verb, addresses in turn.members:
+        before = set(sets.get(name).members)
+        members = set(sets.change(name, verb, addresses).members)
+        given = {ip_network(address) for address in addresses}
+        assert members == {Verb.SET: given, Verb.ADD: before | given, Verb.REMOVE: before - given}[verb]
+    if turn.down:
+        healer = Healer(states)
+        try:
+            healer.set_down(turn.down)
+            look = healer.look()
+        finally:
+            healer.close()
+        assert (look.failed, look.held, look.conflicts) == ((), (), ())
+    if turn.members or turn.down:
+        _assert_no_drift(Controller(states))
 
 
 def _assert_ids_stay(before: Plan, after: Plan, policy: LoadedPolicy) -> None:
@@ -271,31 +160,22 @@ def _assert_as_fresh(ground: Ground, plan: Plan) -> None:
     parts = ("rules", "routes", "nft", "sysctls")
     reached = quick_dump(NAMES)
     with inside(ground.twin.namespace.name):
-        _converge(plan, Record())
+        converge(plan, Record())
         fresh = quick_dump(NAMES)
         # The twin's record is not kept, so its sysctls are put back by hand.
-        changes = reconcile(observe(plan, State()), plan, Record())
-        assert [s for s in changes.steps if not isinstance(s, SyncIngress)] == []
+        assert differences(plan) == []
     try:
         assert (
             difference(
-                {part: _normal(part, fresh[part]) for part in parts},
-                {part: _normal(part, reached[part]) for part in parts},
+                {part: normal(part, fresh[part]) for part in parts},
+                {part: normal(part, reached[part]) for part in parts},
             )
             == ""
         )
     finally:
         with inside(ground.twin.namespace.name):
-            _converge(Plan(0), Record())
+            converge(Plan(0), Record())
             _put_back(ground)
-
-
-def _converge(plan: Plan, record: Record) -> None:
-    changes = reconcile(observe(plan, State()), plan, record)
-    with Executor() as executor:
-        for step in changes.steps:
-            if not isinstance(step, SyncIngress | ForgetConnections):
-                executor.run(step)
 
 
 def _put_back(ground: Ground) -> None:
@@ -303,13 +183,6 @@ def _put_back(ground: Ground) -> None:
         path, value = line.split(" = ", 1)
         if path.endswith(("rp_filter", "accept_local", "arp_ignore", "arp_announce")):
             Path(path).write_text(value)
-
-
-def _normal(part: str, text: str) -> str:
-    """Without what only tells how old things are: rules of one priority exclude each other, chains have names."""
-    if part == "nft":
-        return "\n".join(sorted(_NFT_OBJECT.findall(text)))
-    return "\n".join(sorted(text.splitlines()))
 
 
 def test_refusals_change_nothing(ground: Ground) -> None:

@@ -70,3 +70,29 @@ def test_an_unconfirmed_change_undoes_itself(bare: Node, tmp_path: Path) -> None
         time.sleep(0.5)
     assert bare.run("ip", "route", "show", "table", "700001") == before
     assert bare.datapath(state, "status").returncode == 0
+
+
+def test_who_comes_to_a_table_of_ours_later_is_named_and_left_alone(bare: Node, tmp_path: Path) -> None:
+    """Refused before an apply (`test_apply.py`); afterwards it is told, and nobody's route is taken away."""
+    policy, state = tmp_path / "policy.yaml", tmp_path / "state"
+    policy.write_text(POLICY)
+    assert bare.datapath(state, "apply", str(policy)).returncode == 0
+    assert "somebody else" not in bare.datapath(state, "status").stdout
+    bare.namespace.ip(["route add 192.0.2.0/24 dev eth2 table 700001 proto bird"])
+    bare.namespace.ip(["-6 rule add pref 500 from 2001:db8::/32 lookup 700001"])
+    words = (
+        "routing table 700001 of network public holds a route of somebody else (192.0.2.0/24 by bird)",
+        "answers that it fits leave by it: delete that route, or pin `table` to a free one",
+        "looks up routing table 700001, which is that of network public",
+    )
+    status = bare.datapath(state, "status")
+    assert status.returncode == 0, "there is nothing that an apply would put right"
+    assert all(text in status.stdout for text in words), status.stdout
+    doctor = bare.datapath(state, "doctor").stdout
+    assert "ok    conflict" not in doctor
+    assert "no apply and no daemon takes it away" in doctor
+    assert bare.datapath(state, "apply", str(policy)).returncode == 0
+    assert "192.0.2.0/24" in bare.run("ip", "route", "show", "table", "700001")
+    bare.namespace.ip(["route del 192.0.2.0/24 dev eth2 table 700001 proto bird"])
+    bare.namespace.ip(["-6 rule del pref 500"])
+    assert "somebody else" not in bare.datapath(state, "status").stdout

@@ -15,8 +15,9 @@ from typing import Any, Self
 
 from tools.lab.dump import tcx_programs
 from tools.lab.netns import LabError, Namespace, new_prefix, remove
+from tools.lab.patience import PATIENCE
 
-PATIENCE_S = 20.0
+PATIENCE_S = 20.0 * PATIENCE
 DEVICES = ("eth0", "eth1")
 
 

@@ -211,6 +211,8 @@ def test_another_link_address_is_found_by_asking_everybody(two: Ground) -> None:
             time.sleep(0.5)
         assert before != "02:00:00:00:00:77"
         assert not daemon.events("gateway_down"), "it answered the second question, of three"
+        status = two.datapath("status")
+        assert (status.returncode, "(down)" in status.stdout) == (0, False)
     said(f"another link address: {result['lost']} of {result['sent']} lost")
     assert 0 < result["lost"] < 1000 * GUARD
 
