@@ -184,11 +184,11 @@ class Healer:
         if facts.rule_bank is None and self._facts is not None:
             # Our table is gone, but the rules that it speaks of are where they were: no reason to move them.
             facts = facts.model_copy(update={"rule_bank": self._facts.rule_bank})
-        if self._plan is not None and self._policy and _but_for_gateways(facts, self._facts):
+        if self._plan is not None and self._policy and _differs_only_in("gateways_down", facts, self._facts):
             before, self._plan = self._plan, rerouted(self._plan, self._policy, facts.gateways_down)
             self._rerouted = self._plan.route_set - before.route_set
             self._is_resteered = self._plan.steering != before.steering
-        elif self._plan is not None and _differ_in_members(self._facts, facts):
+        elif self._plan is not None and _differs_only_in("egress_sets", facts, self._facts):
             self._plan, self._rerouted = with_members(self._plan, facts.egress_sets), frozenset()
         elif self._plan is None or facts != self._facts:
             self._plan, self._rerouted = self._compile(state, facts), frozenset()
@@ -310,11 +310,11 @@ class Healer:
             self._program_may_differ = False
 
 
-def _differ_in_members(before: Facts | None, after: Facts) -> bool:
-    """Only members of sets of `egress` are others: they may change with every pod."""
-    if before is None or before.egress_sets == after.egress_sets:
+def _differs_only_in(part: str, facts: Facts, before: Facts | None) -> bool:
+    """For what may change often, and needs no new plan."""
+    if before is None or getattr(facts, part) == getattr(before, part):
         return False
-    return before == after.model_copy(update={"egress_sets": before.egress_sets})
+    return facts.model_copy(update={part: getattr(before, part)}) == before
 
 
 def _done(state: State, plan: Plan, record: Record) -> State:
@@ -322,15 +322,6 @@ def _done(state: State, plan: Plan, record: Record) -> State:
     if not plan.mark_changes:
         return dataclasses.replace(state, record=record)
     return dataclasses.replace(state, record=record, ids=id_facts(plan.ids), fwmark_mask=plan.fwmark_mask)
-
-
-def _but_for_gateways(facts: Facts, before: Facts | None) -> bool:
-    """Whether nothing but their health is another one."""
-    return (
-        before is not None
-        and facts.gateways_down != before.gateways_down
-        and facts.model_copy(update={"gateways_down": before.gateways_down}) == before
-    )
 
 
 def _glance(plan: Plan) -> tuple[tuple[int, ...], ...]:
