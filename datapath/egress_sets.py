@@ -16,12 +16,13 @@ from typing import Any
 
 from datapath.errors import InputError, KernelError
 from datapath.facts import IpNetwork
+from datapath.in_force import parse_in_force
 from datapath.kernel import egress, transaction
-from datapath.plan.egress import MEMBERS_MAX, member_elements, members_set
+from datapath.plan.egress import MEMBERS_MAX, member_elements, member_text, members_set
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME, NftMap, NftTable
 from datapath.plan.render import element_commands
 from datapath.plan.rtnl import Family
-from datapath.policy import Egress, Policy, parse_policy
+from datapath.policy import Egress, Policy
 from datapath.policy.addresses import RefusedError, parse_prefix, prefix_range, shown
 from datapath.policy.check_addresses import NOT_SERVABLE_INDEX, NOT_SERVABLE_NAME
 from datapath.state import State, StateDirectory
@@ -52,7 +53,10 @@ class Members:
     changed: bool | None = None
 
     def as_json(self) -> dict[str, Any]:
-        body: dict[str, Any] = {"name": self.name, "members": [_shown(prefix) for prefix in self.members]}
+        body: dict[str, Any] = {
+            "name": self.name,
+            "members": [member_text(prefix) for prefix in self.members],
+        }
         return body | ({"network": self.network} if self.changed is None else {"changed": self.changed})
 
     def render(self) -> str:
@@ -61,10 +65,6 @@ class Members:
         if self.changed is None:
             return f"{text}, by {self.network}" if self.network else f"{text}, not in the policy in force"
         return text if self.changed else f"nothing to do: {text}"
-
-
-def _shown(prefix: IpNetwork) -> str:
-    return str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix)
 
 
 class EgressSets:
@@ -162,7 +162,7 @@ def _changed(verb: Verb, before: tuple[IpNetwork, ...], given: list[IpNetwork]) 
             inside = next((prefix for prefix in given if any(_holds(wide, prefix) for wide in chosen)), None)
             if inside is not None:
                 raise InputError(
-                    f"{_shown(inside)} is a source by a wider member",
+                    f"{member_text(inside)} is a source by a wider member",
                     hint="`datapath egress get` shows the members: remove that one, and add what is to stay",
                 )
     return tuple(sorted(chosen, key=lambda p: (p.version, int(p.network_address), p.prefixlen)))
@@ -181,7 +181,7 @@ def _require_apart(before: Iterable[IpNetwork], after: Iterable[IpNetwork]) -> N
     for wide, narrow in itertools.pairwise(ranges):
         if _holds(wide, narrow):
             raise InputError(
-                f"{_shown(narrow)} and {_shown(wide)} overlap, and members are apart",
+                f"{member_text(narrow)} and {member_text(wide)} overlap, and members are apart",
                 hint="keep one of them; to replace one by the other, remove it first",
             )
 
@@ -205,7 +205,7 @@ def _require_families(name: str, members: Iterable[IpNetwork], families: frozens
     wrong = next((prefix for prefix in members if prefix.version not in families), None)
     if wrong is not None:
         raise InputError(
-            f"egress {name} has no IPv{wrong.version}: {_shown(wrong)} cannot be a member",
+            f"egress {name} has no IPv{wrong.version}: {member_text(wrong)} cannot be a member",
             hint="it works in the families of which the network has a gateway and `source_ip` an address",
         )
 
@@ -213,7 +213,7 @@ def _require_families(name: str, members: Iterable[IpNetwork], families: frozens
 def _policy(state: State) -> Policy:
     if not state.policy:
         raise InputError("no policy is in force in this namespace", hint="apply one first")
-    return parse_policy(state.policy.encode(), state.policy_name).policy
+    return parse_in_force(state).policy
 
 
 def _unknown(name: str, policy: Policy) -> InputError:

@@ -32,7 +32,7 @@ _MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "sealed": frozenset({"errors"}),
     "kernel": frozenset({"errors", "facts", "log", "plan", "points", "reconcile", "state"}),
     "undertaking": frozenset({"errors", "kernel", "log", "plan", "reconcile", "state"}),
-    "egress_sets": frozenset({"errors", "facts", "kernel", "plan", "policy", "state"}),
+    "egress_sets": frozenset({"errors", "facts", "in_force", "kernel", "plan", "policy", "state"}),
     "probing": frozenset({"compiler", "errors", "facts", "kernel", "plan", "policy"}),
     "observe": frozenset(
         {"compiler", "errors", "facts", "in_force", "kernel", "log", "plan", "policy", "reconcile", "state"}

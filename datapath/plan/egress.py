@@ -60,6 +60,11 @@ def members_set(entry: str, family: int) -> str:
     return f"members{family}.{entry}"
 
 
+def member_text(member: IpNetwork) -> str:
+    """As people write it, and as nft lists it: an address has no length."""
+    return str(member.network_address) if member.prefixlen == member.max_prefixlen else str(member)
+
+
 def member_elements(members: Iterable[IpNetwork], family: Family) -> tuple[tuple[str, str], ...]:
     """Addresses and prefixes of one family as the elements of that set, sorted.
 
@@ -68,10 +73,7 @@ def member_elements(members: Iterable[IpNetwork], family: Family) -> tuple[tuple
     mine = sorted(
         (m for m in members if m.version == family), key=lambda m: (int(m.network_address), m.prefixlen)
     )
-    return tuple(
-        (str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix), "")
-        for prefix in mine
-    )
+    return tuple((member_text(prefix), "") for prefix in mine)
 
 
 @dataclass(frozen=True, slots=True)
