@@ -19,6 +19,7 @@ from datapath.facts import IpNetwork
 from datapath.in_force import parse_in_force
 from datapath.kernel import egress, transaction
 from datapath.plan.egress import MEMBERS_MAX, member_elements, member_text, members_set
+from datapath.plan.ingress import prefix_order
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME, NftMap, NftTable
 from datapath.plan.render import element_commands
 from datapath.plan.rtnl import Family
@@ -165,7 +166,7 @@ def _changed(verb: Verb, before: tuple[IpNetwork, ...], given: list[IpNetwork]) 
                     f"{member_text(inside)} is a source by a wider member",
                     hint="`datapath egress get` shows the members: remove that one, and add what is to stay",
                 )
-    return tuple(sorted(chosen, key=lambda p: (p.version, int(p.network_address), p.prefixlen)))
+    return tuple(sorted(chosen, key=prefix_order))
 
 
 def _holds(wide: IpNetwork, narrow: IpNetwork) -> bool:
@@ -177,7 +178,7 @@ def _require_apart(before: Iterable[IpNetwork], after: Iterable[IpNetwork]) -> N
 
     Who is in both would be in neither for a moment, and his connections would leave as without the policy.
     """
-    ranges = sorted({*before, *after}, key=lambda p: (p.version, int(p.network_address), p.prefixlen))
+    ranges = sorted({*before, *after}, key=prefix_order)
     for wide, narrow in itertools.pairwise(ranges):
         if _holds(wide, narrow):
             raise InputError(

@@ -17,12 +17,8 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from datapath.compiler.context import Context, NetworkContext
-from datapath.plan.egress import (
-    EgressEntry,
-    member_elements,
-    members_set,
-)
-from datapath.plan.ingress import IpNetwork
+from datapath.plan.egress import EgressEntry, member_elements, members_set
+from datapath.plan.ingress import IpNetwork, prefix_order
 from datapath.plan.model import Note, NoteLevel, Plan
 from datapath.plan.nft import NftTable
 from datapath.plan.rtnl import Family
@@ -87,10 +83,7 @@ def source_addresses(entries: Iterable[EgressContext]) -> dict[str, tuple[IpNetw
     found: dict[str, set[IpNetwork]] = {}
     for item in entries:
         found.setdefault(item.network.name, set()).update(map(ip_network, item.plan.addresses))
-    return {
-        name: tuple(sorted(prefixes, key=lambda prefix: (prefix.version, int(prefix.network_address))))
-        for name, prefixes in found.items()
-    }
+    return {name: tuple(sorted(prefixes, key=prefix_order)) for name, prefixes in found.items()}
 
 
 def with_members(plan: Plan, sets: Mapping[str, tuple[IpNetwork, ...]]) -> Plan:

@@ -17,6 +17,7 @@ from datapath.plan.ingress import (
     SourceAction,
     SourceRule,
     VipCheck,
+    prefix_order,
 )
 from datapath.plan.rtnl import Family
 from datapath.policy.addresses import collapse, outermost, prefix_range
@@ -93,7 +94,7 @@ def _common_sources(context: Context, sent_from: Mapping[str, tuple[IpNetwork, .
     for origin, prefixes in groups:
         for prefix in prefixes:
             named.setdefault(prefix, origin)
-    for prefix in sorted(named, key=_prefix_key):
+    for prefix in sorted(named, key=prefix_order):
         yield SourceRule(prefix, SourceAction.DENY, named[prefix])
 
 
@@ -132,7 +133,7 @@ def _own_sources(network: NetworkContext) -> Iterator[SourceRule]:
     for name, action, prefixes in element:
         for prefix in prefixes:
             named.setdefault(prefix, SourceRule(prefix, action, f"{network.origin}.{name}"))
-    for prefix in sorted(named, key=_prefix_key):
+    for prefix in sorted(named, key=prefix_order):
         yield named[prefix]
 
 
@@ -159,8 +160,4 @@ def _feasible(network: NetworkContext) -> Iterator[IpNetwork]:
         return
     reachable = set(network.network.effective_on_link)
     reachable |= {DEFAULT[Family(gateway.version)] for gateway in network.network.gateway_addresses}
-    yield from sorted(reachable, key=_prefix_key)
-
-
-def _prefix_key(prefix: IpNetwork) -> tuple[int, int, int]:
-    return prefix.version, int(prefix.network_address), prefix.prefixlen
+    yield from sorted(reachable, key=prefix_order)

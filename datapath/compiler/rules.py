@@ -25,7 +25,6 @@ from functools import cached_property
 
 from datapath.compiler.context import Context, Treatment
 from datapath.compiler.vrf import emit_leaks
-from datapath.plan.ingress import IpNetwork
 from datapath.plan.rtnl import Family, FibRule, RuleAction
 from datapath.policy.marks import capacity, deposit, extract
 
@@ -111,8 +110,7 @@ def _source_rules(context: Context, family: Family, base: int) -> Iterator[FibRu
     steered = [n for n in context.networks if family in n.families(Treatment.SOURCE)]
     if not steered:
         return
-    internal: list[IpNetwork] = [p for p in context.policy.node.internal if p.version == family]
-    for prefix in sorted(set(internal), key=lambda p: (int(p.network_address), p.prefixlen)):
+    for prefix in {prefix for prefix in context.policy.node.internal if prefix.version == family}:
         yield FibRule(family, base, RuleAction.GOTO, base + SOURCE_END, destination=prefix)
     for network in steered:
         for vip in network.vip_prefixes(family):

@@ -15,7 +15,7 @@ from datapath.compiler.context import Context, NetworkContext, Treatment
 from datapath.compiler.gateways import gateways_in_use
 from datapath.errors import PolicyPath, Problem
 from datapath.facts import STACKED_KINDS, LinkFacts
-from datapath.plan.ingress import IpNetwork
+from datapath.plan.ingress import IpNetwork, prefix_order
 from datapath.plan.model import Note, NoteLevel
 from datapath.plan.steering import SteeredNetwork, SteeringProgram
 
@@ -92,7 +92,7 @@ def _network(network: NetworkContext, down: Collection[IPv4Address | IPv6Address
 def _passed(context: Context, way: _DefaultWay) -> tuple[IpNetwork, ...]:
     """Who asks from inside is answered inside: pods, services, and whatever is on the link of these devices."""
     inside = {*_LINK_ONLY, *context.policy.node.internal, *(subnet for _, subnet in way.subnets)}
-    return tuple(sorted(inside, key=lambda p: (p.version, int(p.network_address), p.prefixlen)))
+    return tuple(sorted(inside, key=prefix_order))
 
 
 def find_refusals(context: Context) -> tuple[Problem, ...]:

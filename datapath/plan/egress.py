@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from datapath.plan.ingress import IpNetwork
+from datapath.plan.ingress import IpNetwork, prefix_order
 from datapath.plan.rtnl import Family
 
 #: Map from the mark of a connection to what becomes of its packets: its keys are the marks that are in use.
@@ -70,9 +70,7 @@ def member_elements(members: Iterable[IpNetwork], family: Family) -> tuple[tuple
 
     One element a member, never joined: a member that stays must not be taken out and put in again with another.
     """
-    mine = sorted(
-        (m for m in members if m.version == family), key=lambda m: (int(m.network_address), m.prefixlen)
-    )
+    mine = sorted((member for member in members if member.version == family), key=prefix_order)
     return tuple((member_text(prefix), "") for prefix in mine)
 
 

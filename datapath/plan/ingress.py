@@ -14,6 +14,11 @@ from typing import Final
 IpNetwork = IPv4Network | IPv6Network
 
 
+def prefix_order(prefix: IpNetwork) -> tuple[int, int, int]:
+    """Key to sort prefixes of both families by: a wider one comes before those inside it."""
+    return prefix.version, int(prefix.network_address), prefix.prefixlen
+
+
 #: Sources that are never right on a wire. Not all of the reserved ::/8: NAT64 (64:ff9b::/96) lies in it.
 MARTIANS: Final[tuple[IpNetwork, ...]] = tuple(
     ip_network(text)

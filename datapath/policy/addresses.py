@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
+from datapath.plan.ingress import prefix_order
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -113,7 +115,7 @@ def collapse(prefixes: Iterable[IpNetwork]) -> tuple[IpNetwork, ...]:
 def outermost(prefixes: Iterable[IpNetwork]) -> tuple[IpNetwork, ...]:
     """The prefixes that lie in no other one, as they were written: none of them overlap."""
     found: list[IpNetwork] = []
-    for prefix in sorted(prefixes, key=lambda p: (p.version, int(p.network_address), p.prefixlen)):
+    for prefix in sorted(prefixes, key=prefix_order):
         if not found or found[-1].version != prefix.version or prefix.network_address not in found[-1]:
             found.append(prefix)
     return tuple(found)
