@@ -28,7 +28,7 @@ from datapath.policy.addresses import RefusedError, parse_prefix, prefix_range, 
 from datapath.policy.check_addresses import NOT_SERVABLE_INDEX, NOT_SERVABLE_NAME
 from datapath.state import State, StateDirectory
 
-_TABLE = NftTable(TABLE_FAMILY, TABLE_NAME, ())
+_TABLE = NftTable(TABLE_FAMILY, TABLE_NAME)
 
 
 class Verb(enum.StrEnum):

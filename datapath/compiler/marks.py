@@ -94,13 +94,8 @@ def emit_table(
         chains += emit_swap(context, marked)
         chains += [_follow_chain(network, context.mask) for network in followers]
         maps += _follow_map(followers)
-    return NftTable(
-        TABLE_FAMILY,
-        TABLE_NAME,
-        tuple(sorted(chains, key=lambda chain: chain.name)),
-        tuple(sorted(maps, key=lambda item: item.name)),
-        tuple(sorted(classification.counters)),
-    )
+    counters = tuple(sorted(classification.counters))
+    return NftTable(TABLE_FAMILY, TABLE_NAME, counters=counters).also(chains, maps)
 
 
 def _numbers(network: NetworkContext) -> tuple[int, int, int]:

@@ -49,10 +49,11 @@ def with_translation(table: NftTable, changes: tuple[MarkChange, ...]) -> NftTab
     connection = NftRule(f"ct mark & {old_mask:#010x} vmap @moved", "marks are changing: connections")
     packet = NftRule(f"meta mark & {old_mask:#010x} vmap @remarked", "marks are changing: packets")
     before = {"prerouting": (packet, connection), "output": (connection,)}
-    chains = [
+    present = tuple(
         dataclasses.replace(chain, rules=(*before.get(chain.name, ()), *chain.rules))
         for chain in table.chains
-    ]
+    )
+    chains: list[NftChain] = []
     for change in changes:
         write = f"& {FULL & ~(change.old_mask | change.new_mask):#010x} | {change.new:#010x}"
         origin = f"networks[{change.name}] marks are changing"
@@ -69,8 +70,4 @@ def with_translation(table: NftTable, changes: tuple[MarkChange, ...]) -> NftTab
         )
         for verb in ("moved", "remarked")
     ]
-    return dataclasses.replace(
-        table,
-        chains=tuple(sorted(chains, key=lambda chain: chain.name)),
-        maps=tuple(sorted([*table.maps, *maps], key=lambda item: item.name)),
-    )
+    return dataclasses.replace(table, chains=present).also(chains, maps)

@@ -7,7 +7,6 @@ knows no zones; where two answers would look the same, NAT gives the newer conne
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from datapath.compiler.context import Context
@@ -69,11 +68,7 @@ def with_zones(table: NftTable, zones: Mapping[str, int], held: Sequence[str] = 
     if held:
         waiting = tuple((f'"{device}" timeout {HELD_S}s', "") for device in sorted(held))
         maps.append(NftMap(_HELD, "ifname", "", waiting, ("timeout",)))
-    return dataclasses.replace(
-        table,
-        chains=tuple(sorted((*table.chains, *_chains(held=bool(held))), key=lambda chain: chain.name)),
-        maps=tuple(sorted((*table.maps, *maps), key=lambda item: item.name)),
-    )
+    return table.also(_chains(held=bool(held)), maps)
 
 
 def _chains(*, held: bool) -> Iterator[NftChain]:

@@ -8,9 +8,11 @@ with the desired one after the process that wrote it is gone.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 #: Longest comment that the kernel and nft accept (NFTNL_UDATA_COMMENT_MAXLEN, 128 with the final NUL).
@@ -151,10 +153,18 @@ class NftTable:
 
     family: str
     name: str
-    chains: tuple[NftChain, ...]
+    chains: tuple[NftChain, ...] = ()
     maps: tuple[NftMap, ...] = ()
     counters: tuple[str, ...] = ()
 
     @property
     def spec(self) -> str:
         return f"{self.family} {self.name}"
+
+    def also(self, chains: Iterable[NftChain], maps: Iterable[NftMap]) -> NftTable:
+        """The table with these as well."""
+        return dataclasses.replace(
+            self,
+            chains=tuple(sorted((*self.chains, *chains), key=lambda chain: chain.name)),
+            maps=tuple(sorted((*self.maps, *maps), key=lambda item: item.name)),
+        )

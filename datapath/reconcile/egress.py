@@ -7,8 +7,6 @@ is dropped as it leaves. Then these connections are forgotten, and only then the
 
 from __future__ import annotations
 
-import dataclasses
-
 from datapath.plan.egress import NETWORKS_MAP, RETIRED_SET
 from datapath.plan.model import Plan
 from datapath.plan.nft import (
@@ -63,17 +61,11 @@ def published(actual: ActualTable | None, table: NftTable | None) -> str:
 
 def with_retired(table: NftTable | None, marks: tuple[int, ...], mask: int) -> NftTable:
     """The table as it is until those connections are forgotten."""
-    table = table or NftTable(TABLE_FAMILY, TABLE_NAME, ())
+    table = table or NftTable(TABLE_FAMILY, TABLE_NAME)
     elements = tuple((f"{mark:#010x}", "") for mark in marks)
     rule = NftRule(
         f"ct mark != 0 ct direction original ct mark & {mask:#010x} @{RETIRED_SET} drop",
         "egress[*] connections of what is gone are being closed",
     )
     chain = NftChain(RETIRED_SET, (rule,), BaseChain(ChainType.FILTER, Hook.POSTROUTING, _PRIORITY))
-    return dataclasses.replace(
-        table,
-        chains=tuple(sorted((*table.chains, chain), key=lambda item: item.name)),
-        maps=tuple(
-            sorted((*table.maps, NftMap(RETIRED_SET, "mark", "", elements)), key=lambda item: item.name)
-        ),
-    )
+    return table.also([chain], [NftMap(RETIRED_SET, "mark", "", elements)])
