@@ -7,9 +7,10 @@ Before routing, for source NAT and behind it the same connections are meant, so 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from datapath.compiler.context import Context, NetworkContext
 from datapath.compiler.egress import EgressContext, source_addresses
@@ -52,15 +53,21 @@ def emit_egress(context: Context, entries: tuple[EgressContext, ...]) -> Classif
     if not entries:
         return Classification()
     networks = sorted({item.network.name: item.network for item in entries}.values(), key=lambda n: n.name)
-    chains = [*_classify_chains(context, entries), *_snat_chains(context, entries, networks)]
-    chains += _guard_chains(context, entries, networks)
+    inside = _inside_sets(context, entries)
+    passed = tuple(_inside_rules(inside))
+    meant = [_Meant(item, {family: _sets(item, family) for family in item.plan.families}) for item in entries]
+    chains = [*_classify_chains(context, meant, passed), *_snat_chains(context, meant, networks)]
+    chains += _guard_chains(context, meant, passed)
+    addresses = source_addresses(entries)
     for network in networks:
         chains += _mark_chains(context, network)
+        rules = tuple(_check_rules(addresses[network.name], network))
+        chains.append(NftChain(f"egress-check.{network.name}", rules))
     maps = [*_verdict_maps(context, networks)]
-    for inside in _inside_sets(context, entries):
-        maps += [inside.prefixes, inside.services]
-    for item in entries:
-        maps += _entry_sets(item)
+    for item in inside:
+        maps += [item.prefixes, item.services]
+    for one in meant:
+        maps += one.maps
     return Classification(tuple(chains), tuple(maps), tuple(_counters(entries, networks)))
 
 
@@ -122,31 +129,48 @@ def _members(item: EgressContext, family: Family) -> NftMap | None:
     return NftMap(members_set(item.entry.name, family), _TYPE[family], "", elements, ("interval",))
 
 
-def _entry_sets(item: EgressContext) -> Iterator[NftMap]:
+class _Sets(NamedTuple):
+    """What one entry looks at in one family; None where it would be empty."""
+
+    sources: NftMap | None
+    members: NftMap | None
+    destinations: NftMap | None
+    excluded: NftMap | None
+
+
+def _sets(item: EgressContext, family: Family) -> _Sets:
     entry = item.entry
-    for family in item.plan.families:
-        yield from filter(None, (_sources(item, family), _members(item, family)))
-        for kind, prefixes in (("to", entry.destinations), ("except", entry.exclude)):
-            yield from filter(None, [_static(f"{kind}{family}.{entry.name}", family, prefixes)])
+    return _Sets(
+        _static(f"sources{family}.{entry.name}", family, entry.sources),
+        _members(item, family),
+        _static(f"to{family}.{entry.name}", family, entry.destinations),
+        _static(f"except{family}.{entry.name}", family, entry.exclude),
+    )
 
 
-def _sources(item: EgressContext, family: Family) -> NftMap | None:
-    return _static(f"sources{family}.{item.entry.name}", family, item.entry.sources)
+@dataclass(frozen=True)
+class _Meant:
+    """One entry, and the packets that it means."""
 
+    item: EgressContext
+    sets: Mapping[Family, _Sets]
 
-def _matches(item: EgressContext, source: str) -> Iterator[tuple[Family, str]]:
-    """The packets of one entry, as nft expressions; `source` is where their first source address stands."""
-    entry = item.entry
-    for family in item.plan.families:
-        word = _WORD[family]
-        to = _static(f"to{family}.{entry.name}", family, entry.destinations)
-        excluded = _static(f"except{family}.{entry.name}", family, entry.exclude)
-        if entry.destinations and to is None:
-            continue
-        narrowed = f" {word} daddr @{to.name}" if to else ""
-        narrowed += f" {word} daddr != @{excluded.name}" if excluded else ""
-        for found in filter(None, (_sources(item, family), _members(item, family))):
-            yield family, f"{source.format(word=word)} @{found.name}{narrowed}"
+    @property
+    def maps(self) -> Iterator[NftMap]:
+        """All of its sets."""
+        for sets in self.sets.values():
+            yield from filter(None, sets)
+
+    def matches(self, source: str) -> Iterator[tuple[Family, str]]:
+        """Its packets as nft expressions; `source` is where their first source address stands."""
+        for family, sets in self.sets.items():
+            word, to, excluded = _WORD[family], sets.destinations, sets.excluded
+            if self.item.entry.destinations and to is None:
+                continue
+            narrowed = f" {word} daddr @{to.name}" if to else ""
+            narrowed += f" {word} daddr != @{excluded.name}" if excluded else ""
+            for found in filter(None, (sets.sources, sets.members)):
+                yield family, f"{source.format(word=word)} @{found.name}{narrowed}"
 
 
 #: The connection's own, whatever anybody has made of the packet since.
@@ -154,7 +178,7 @@ _ORIGINAL = "ct original {word} saddr"
 _PACKET = "{word} saddr"
 
 
-def _inside(sets: tuple[_Inside, ...]) -> Iterator[NftRule]:
+def _inside_rules(sets: tuple[_Inside, ...]) -> Iterator[NftRule]:
     """What is not meant, whoever sends it; the same before routing and after."""
     yield NftRule(f"{_OWN} return", "egress[*] but what the node itself gets")
     for inside in sets:
@@ -169,7 +193,9 @@ def _inside(sets: tuple[_Inside, ...]) -> Iterator[NftRule]:
 # -- before routing -------------------------------------------------------------------------------
 
 
-def _classify_chains(context: Context, entries: tuple[EgressContext, ...]) -> list[NftChain]:
+def _classify_chains(
+    context: Context, meant: Iterable[_Meant], passed: tuple[NftRule, ...]
+) -> list[NftChain]:
     ours = f"& {context.mask:#010x}"
     rules = (
         NftRule(
@@ -178,9 +204,10 @@ def _classify_chains(context: Context, entries: tuple[EgressContext, ...]) -> li
         ),
         NftRule(f"{_FIRST} ct mark {ours} == 0 goto egress-new", "egress[*] first packet of a connection"),
     )
-    new = [*_inside(_inside_sets(context, entries))]
-    for item in entries:
-        for family, match in _matches(item, _ORIGINAL):
+    new = [*passed]
+    for one in meant:
+        item = one.item
+        for family, match in one.matches(_ORIGINAL):
             if item.plan.lacks_address(family):
                 counter = counter_name(item.entry.name, EgressDrop.NO_ADDRESS)
                 text = f'{match} counter name "{counter}" drop'
@@ -227,25 +254,24 @@ def _verdict_maps(context: Context, networks: list[NetworkContext]) -> Iterator[
 # -- source NAT -----------------------------------------------------------------------------------
 
 
-def _snat_chains(
-    context: Context, entries: tuple[EgressContext, ...], networks: list[NetworkContext]
-) -> Iterator[NftChain]:
+def _snat_chains(context: Context, meant: list[_Meant], networks: list[NetworkContext]) -> Iterator[NftChain]:
     start = NftRule(
         f"ct mark & {context.mask:#010x} vmap @egress-addresses",
         "egress[*] connections that leave by a network",
     )
     yield NftChain("egress-snat", (start,), BaseChain(ChainType.NAT, Hook.POSTROUTING, SNAT_PRIORITY))
     rules: dict[str, list[NftRule]] = {network.name: [] for network in networks}
-    for item in entries:
-        rules[item.network.name] += _snat_rules(item)
+    for one in meant:
+        rules[one.item.network.name] += _snat_rules(one)
     for network in networks:
         last = _drop("", network.name, EgressDrop.UNTRANSLATED, f"{network.origin} egress")
         yield NftChain(f"egress-snat.{network.name}", (*rules[network.name], last))
 
 
-def _snat_rules(item: EgressContext) -> Iterator[NftRule]:
+def _snat_rules(one: _Meant) -> Iterator[NftRule]:
+    item = one.item
     counter = f'counter name "{counter_name(item.entry.name, OPENED)}"'
-    for family, match in _matches(item, _ORIGINAL):
+    for family, match in one.matches(_ORIGINAL):
         addresses = [str(address) for address in item.plan.addresses if address.version == family]
         if addresses:
             choice = _choice(addresses, _WORD[family])
@@ -263,9 +289,7 @@ def _choice(addresses: list[str], word: str) -> str:
 # -- the last look --------------------------------------------------------------------------------
 
 
-def _guard_chains(
-    context: Context, entries: tuple[EgressContext, ...], networks: list[NetworkContext]
-) -> Iterator[NftChain]:
+def _guard_chains(context: Context, meant: list[_Meant], passed: tuple[NftRule, ...]) -> Iterator[NftChain]:
     ours = f"& {context.mask:#010x}"
     guard = (
         NftRule(
@@ -280,27 +304,19 @@ def _guard_chains(
         NftRule("goto egress-late", "egress[*] first packet, not recognised"),
     )
     yield NftChain("egress-guard", guard, BaseChain(ChainType.FILTER, Hook.POSTROUTING, GUARD_PRIORITY))
-    late, untracked = [*_inside(_inside_sets(context, entries))], []
-    if Family.IPV6 in _families(entries):
-        untracked.append(
-            NftRule("ip6 hoplimit 255 icmpv6 type { 133-137 } return", "egress[*] but neighbour discovery")
-        )
-    untracked += _inside(_inside_sets(context, entries))
-    for item in entries:
-        late += [
-            _drop(match, item.entry.name, EgressDrop.LATE, item.origin)
-            for _, match in _matches(item, _ORIGINAL)
-        ]
-        untracked += [
-            _drop(match, item.entry.name, EgressDrop.UNTRACKED, item.origin)
-            for _, match in _matches(item, _PACKET)
-        ]
-    yield NftChain("egress-late", tuple(late))
-    yield NftChain("egress-untracked", tuple(untracked))
-    addresses = source_addresses(entries)
-    for network in networks:
-        rules = tuple(_check_rules(addresses[network.name], network))
-        yield NftChain(f"egress-check.{network.name}", rules)
+    yield NftChain("egress-late", (*passed, *_drops(meant, EgressDrop.LATE, _ORIGINAL)))
+    neighbours = NftRule(
+        "ip6 hoplimit 255 icmpv6 type { 133-137 } return", "egress[*] but neighbour discovery"
+    )
+    has_ipv6 = any(Family.IPV6 in one.sets for one in meant)
+    untracked = (*passed, *_drops(meant, EgressDrop.UNTRACKED, _PACKET))
+    yield NftChain("egress-untracked", (neighbours, *untracked) if has_ipv6 else untracked)
+
+
+def _drops(meant: Iterable[_Meant], drop: EgressDrop, source: str) -> Iterator[NftRule]:
+    for one in meant:
+        for _, match in one.matches(source):
+            yield _drop(match, one.item.entry.name, drop, one.item.origin)
 
 
 def _check_rules(addresses: Iterable[IpNetwork], network: NetworkContext) -> Iterator[NftRule]:
