@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -14,16 +13,20 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from datapath.errors import KernelError
-from datapath.kernel.netlink import Netlink, Request, attribute, attributes
+from datapath.kernel.ctnetlink import (
+    CTA_TUPLE_ORIG,
+    CTA_ZONE,
+    NEW,
+    dump_entries,
+    entry_attributes,
+    header,
+    marked,
+    nest,
+    open_ctnetlink,
+)
+from datapath.kernel.netlink import Netlink, Request, attribute
 from datapath.plan.model import MarkChange
 
-_NETLINK_NETFILTER: Final = 12
-#: linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_NEW and _GET.
-_NEW, _GET = 0x100, 0x101
-_CTA_TUPLE_ORIG, _CTA_MARK, _CTA_ZONE, _CTA_MARK_MASK = 1, 8, 18, 21
-_NESTED: Final = 0x8000
-#: Family, version, resource id.
-_NFGENMSG: Final = struct.Struct("=BBH")
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -52,36 +55,29 @@ def translate(change: MarkChange) -> int:
     Raises:
         KernelError: the kernel refused. Entries that ended meanwhile are no error.
     """
-    with Netlink(_NETLINK_NETFILTER) as channel:
+    with open_ctnetlink() as channel:
         return sum(_translate_family(channel, change, family) for family in _FAMILIES)
 
 
 def _translate_family(channel: Netlink, change: MarkChange, family: int) -> int:
-    old = _mark(_CTA_MARK, change.old) + _mark(_CTA_MARK_MASK, change.old_mask)
-    new = _mark(_CTA_MARK, change.new) + _mark(_CTA_MARK_MASK, change.old_mask | change.new_mask)
-    header = _NFGENMSG.pack(family, 0, 0)
+    old = marked(change.old, change.old_mask)
+    new = marked(change.new, change.old_mask | change.new_mask)
     requests = [
-        Request(_NEW, 0, header + _identity(entry) + new)
-        for entry in channel.dump("conntrack entries", _GET, header + old)
+        Request(NEW, 0, header(family) + _identity(entry) + new)
+        for entry in dump_entries(channel, family, old)
     ]
     refusals = channel.change(requests)
     for refusal in refusals:
         if refusal.errno != errno.ENOENT:
-            raise KernelError("change marks of conntrack entries", refusal.reason, errno=refusal.errno)
+            raise refusal.error("change marks of conntrack entries")
     return len(requests) - len(refusals)
 
 
 def _identity(entry: bytes) -> bytes:
     """What names an entry; the reply direction follows from it."""
-    return b"".join(
-        attribute(kind | _NESTED if kind == _CTA_TUPLE_ORIG else kind, payload)
-        for kind, payload in attributes(entry, _NFGENMSG.size)
-        if kind in (_CTA_TUPLE_ORIG, _CTA_ZONE)
-    )
-
-
-def _mark(kind: int, value: int) -> bytes:
-    return attribute(kind, value.to_bytes(4, "big"))
+    found = entry_attributes(entry)
+    zone = attribute(CTA_ZONE, found[CTA_ZONE]) if CTA_ZONE in found else b""
+    return nest(CTA_TUPLE_ORIG, found[CTA_TUPLE_ORIG]) + zone
 
 
 @contextmanager

@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from typing import Final
 
-from datapath.errors import KernelError
+from datapath.kernel.ctnetlink import (
+    CTA_MARK,
+    CTA_TUPLE_ORIG,
+    CTA_ZONE,
+    DELETE,
+    NEW,
+    dump_entries,
+    entry_attributes,
+    header,
+    marked,
+    nest,
+    open_ctnetlink,
+)
 from datapath.kernel.netlink import F_CREATE, F_EXCL, Netlink, Request, attribute, attributes
 from datapath.plan.model import ZoneChange
 
-_NETLINK_NETFILTER: Final = 12
-#: linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_NEW, _GET, _DELETE.
-_NEW, _GET, _DELETE = 0x100, 0x101, 0x102
-_ORIGINAL, _REPLY, _STATUS, _PROTOINFO, _HELP, _NAT_SRC, _TIMEOUT, _MARK = range(1, 9)
-_NAT_DST, _SEQ_ADJ_ORIG, _SEQ_ADJ_REPLY, _ZONE, _MARK_MASK, _LABELS = 13, 15, 16, 18, 21, 22
-_NESTED: Final = 0x8000
+#: The CTA_* of linux/netfilter/nfnetlink_conntrack.h.
+_ORIGINAL, _REPLY, _STATUS, _PROTOINFO, _HELP, _NAT_SRC, _TIMEOUT = CTA_TUPLE_ORIG, 2, 3, 4, 5, 6, 7
+_NAT_DST, _SEQ_ADJ_ORIG, _SEQ_ADJ_REPLY, _LABELS = 13, 15, 16, 22
 _TUPLE_IP, _TUPLE_PROTO, _TUPLE_ZONE = 1, 2, 3
 #: CTA_IP_*: source and destination, by family. CTA_NAT_*: lowest and highest address.
 _ADDRESSES: Final[dict[int, tuple[int, int]]] = {socket.AF_INET: (1, 2), socket.AF_INET6: (3, 4)}
@@ -35,8 +43,8 @@ _STATUS_KEPT: Final = 0x0E
 _PROTOINFO_TCP: Final = 1
 _TCP_FLAGS: Final = (4, 5)
 _TCP_KEPT, _TCP_LIBERAL = 0x07, 0x08
-_COPIED: Final = (_HELP, _TIMEOUT, _MARK, _SEQ_ADJ_ORIG, _SEQ_ADJ_REPLY, _LABELS)
-_NFGENMSG: Final = struct.Struct("=BBH")
+_COPIED: Final = (_HELP, _TIMEOUT, CTA_MARK, _SEQ_ADJ_ORIG, _SEQ_ADJ_REPLY, _LABELS)
+_COPIED_NESTS: Final = (_HELP, _SEQ_ADJ_ORIG, _SEQ_ADJ_REPLY)
 
 _Tuple = dict[int, bytes]
 
@@ -52,31 +60,30 @@ def move(change: ZoneChange) -> int:
     Raises:
         KernelError: the kernel refused.
     """
-    with Netlink(_NETLINK_NETFILTER) as channel:
+    with open_ctnetlink() as channel:
         return sum(_move_family(channel, change, family) for family in _ADDRESSES)
 
 
 def _move_family(channel: Netlink, change: ZoneChange, family: int) -> int:
-    header = _NFGENMSG.pack(family, 0, 0)
-    wanted = _mark(_MARK, change.fwmark) + _mark(_MARK_MASK, change.mask)
+    start = header(family)
     requests: list[Request] = []
-    for body in channel.dump("conntrack entries", _GET, header + wanted):
-        entry = dict(attributes(body, _NFGENMSG.size))
+    for body in dump_entries(channel, family, marked(change.fwmark, change.mask)):
+        entry = entry_attributes(body)
         if zone_of(entry) == change.old:
             # Side by side: between the two, an answer would be taken for a new connection.
-            requests.append(Request(_DELETE, 0, header + _nest(_ORIGINAL, entry[_ORIGINAL])))
-            requests.append(Request(_NEW, F_CREATE | F_EXCL, header + _moved(entry, change.new, family)))
+            requests.append(Request(DELETE, 0, start + nest(_ORIGINAL, entry[_ORIGINAL])))
+            requests.append(Request(NEW, F_CREATE | F_EXCL, start + _moved(entry, change.new, family)))
     refusals = channel.change(requests)
     for refusal in refusals:
         if refusal.errno not in {errno.ENOENT, errno.EEXIST}:
-            raise KernelError("move conntrack entries", refusal.reason, errno=refusal.errno)
+            raise refusal.error("move conntrack entries")
     made = {refusal.number for refusal in refusals if refusal.number % 2}
     return len(requests) // 2 - len(made)
 
 
 def zone_of(entry: dict[int, bytes]) -> int | None:
     """Zone of the original direction; None where the answers have one as well, which ours never have."""
-    if _ZONE in entry:
+    if CTA_ZONE in entry:
         return None
     return int.from_bytes(dict(attributes(entry[_ORIGINAL])).get(_TUPLE_ZONE, b""), "big")
 
@@ -100,11 +107,9 @@ def _moved(entry: dict[int, bytes], zone: int, family: int) -> bytes:
     status = int.from_bytes(entry[_STATUS], "big") & _STATUS_KEPT
     parts.append(attribute(_STATUS, status.to_bytes(4, "big")))
     if _PROTOINFO in entry:
-        parts.append(_nest(_PROTOINFO, _liberal(entry[_PROTOINFO])))
+        parts.append(nest(_PROTOINFO, _liberal(entry[_PROTOINFO])))
     parts += [
-        attribute(kind | (_NESTED if kind in {_HELP, _SEQ_ADJ_ORIG, _SEQ_ADJ_REPLY} else 0), entry[kind])
-        for kind in _COPIED
-        if kind in entry
+        (nest if kind in _COPIED_NESTS else attribute)(kind, entry[kind]) for kind in _COPIED if kind in entry
     ]
     return b"".join(parts)
 
@@ -119,10 +124,10 @@ def _flat(payload: bytes) -> _Tuple:
 def _tuple(kind: int, flat: _Tuple, zone: int = 0) -> bytes:
     addresses = b"".join(attribute(-key, value) for key, value in flat.items() if key < 0)
     protocol = b"".join(attribute(key, value) for key, value in flat.items() if key > 0)
-    body = _nest(_TUPLE_IP, addresses) + _nest(_TUPLE_PROTO, protocol)
+    body = nest(_TUPLE_IP, addresses) + nest(_TUPLE_PROTO, protocol)
     if zone:
         body += attribute(_TUPLE_ZONE, zone.to_bytes(2, "big"))
-    return _nest(kind, body)
+    return nest(kind, body)
 
 
 def _untranslated(original: _Tuple, reply: _Tuple, family: int) -> _Tuple:
@@ -139,8 +144,8 @@ def _translation(kind: int, family: int, address: bytes, port: bytes | None) -> 
     lowest, highest = _NAT_ADDRESSES[family]
     body = attribute(lowest, address) + attribute(highest, address)
     if port is not None:
-        body += _nest(_NAT_PROTO, attribute(_NAT_PORT_MIN, port) + attribute(_NAT_PORT_MAX, port))
-    return _nest(kind, body)
+        body += nest(_NAT_PROTO, attribute(_NAT_PORT_MIN, port) + attribute(_NAT_PORT_MAX, port))
+    return nest(kind, body)
 
 
 def _liberal(protoinfo: bytes) -> bytes:
@@ -152,12 +157,4 @@ def _liberal(protoinfo: bytes) -> bytes:
     for kind, value in attributes(parts[_PROTOINFO_TCP]):
         flags = bytes((value[0] & _TCP_KEPT | _TCP_LIBERAL, _TCP_KEPT | _TCP_LIBERAL))
         body += attribute(kind, flags if kind in _TCP_FLAGS else value)
-    return _nest(_PROTOINFO_TCP, body)
-
-
-def _nest(kind: int, payload: bytes) -> bytes:
-    return attribute(kind | _NESTED, payload)
-
-
-def _mark(kind: int, value: int) -> bytes:
-    return attribute(kind, value.to_bytes(4, "big"))
+    return nest(_PROTOINFO_TCP, body)

@@ -29,6 +29,10 @@ ATTRIBUTE: Final = struct.Struct("=HH")
 #: Without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 TYPE_MASK: Final = 0x3FFF
 F_REPLACE, F_EXCL, F_CREATE = 0x100, 0x200, 0x400
+#: Options of sockets, and a protocol, that Python's `socket` has not got.
+NETLINK_NETFILTER: Final = 12
+SOL_NETLINK: Final = 270
+SO_RCVBUFFORCE: Final = 33
 #: Changes in one `sendmsg`: more save nothing that could be measured, and 256 answers fit any receive buffer.
 BATCH_MAX: Final = 256
 
@@ -40,10 +44,8 @@ _F_DUMP_INTERRUPTED, _F_ACK_TLVS = 0x10, 0x200
 _ERROR, _DONE = 2, 3
 #: NLMSG_MIN_TYPE: what is below is about the conversation itself.
 _MIN_TYPE: Final = 16
-_SOL_NETLINK: Final = 270
 _EXT_ACK, _CAP_ACK, _STRICT_CHECK = 11, 10, 12
 _NLMSGERR_MSG: Final = 1
-_SO_RCVBUFFORCE: Final = 33
 #: A refusal takes about 1 KB of the queue.
 _QUEUE_BYTES: Final = 1 << 20
 #: The kernel fills at most 32 KB unless a single message is larger (a device with a hundred virtual functions).
@@ -93,6 +95,10 @@ class Refusal(NamedTuple):
     number: int
     errno: int
     reason: str
+
+    def error(self, operation: str) -> KernelError:
+        """To be raised by whoever wanted it done."""
+        return KernelError(operation, self.reason, errno=self.errno)
 
 
 def bind_aside(sock: socket.socket) -> None:
@@ -145,7 +151,7 @@ class Netlink:
             # The kernel filters dumps and refuses what it does not know: a router's full table is not read for
             # our few routes. Refusals come with words and without the request.
             for option in (_STRICT_CHECK, _EXT_ACK, _CAP_ACK):
-                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+                self._socket.setsockopt(SOL_NETLINK, option, 1)
             bind_aside(self._socket)
         except BaseException:
             self._socket.close()
@@ -307,7 +313,7 @@ class Netlink:
         """Room for the refusals of a whole batch; without the privilege for it, most of them."""
         if not self._is_queue_grown:
             with contextlib.suppress(PermissionError):
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
+                self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _QUEUE_BYTES)
             self._is_queue_grown = True
             TRAFFIC.syscalls += 1
 

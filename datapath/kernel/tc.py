@@ -194,7 +194,7 @@ def attach_filters(ifnames: Sequence[str], program_fd: int, direction: Direction
             # Somebody was faster with the qdisc: then it is theirs.
             if requests[refusal.number].kind != _NEWQDISC or refusal.errno != errno.EEXIST:
                 ifname = owners[refusal.number]
-                raise KernelError(operation.format(ifname), refusal.reason, errno=refusal.errno)
+                raise refusal.error(operation.format(ifname))
 
 
 def _new_filter(ifindex: int, program_fd: int, direction: Direction) -> Request:
@@ -224,7 +224,7 @@ def _change(
 ) -> None:
     for refusal in netlink.change([request]):
         if refusal.errno not in harmless:
-            raise KernelError(operation, refusal.reason, errno=refusal.errno)
+            raise refusal.error(operation)
 
 
 def _add_clsact(netlink: Netlink, operation: str, ifindex: int) -> None:
@@ -280,4 +280,4 @@ def remove_clsact(*ifnames: str) -> None:
         for refusal in netlink.change([_clsact_request(_DELQDISC, 0, known[name]) for name in unused]):
             if refusal.errno not in gone:
                 operation = f"remove clsact from {unused[refusal.number]}"
-                raise KernelError(operation, refusal.reason, errno=refusal.errno)
+                raise refusal.error(operation)

@@ -22,19 +22,23 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from datapath.kernel.netlink import ATTRIBUTE, HEADER, TYPE_MASK, bind_aside, text
+from datapath.kernel.netlink import (
+    ATTRIBUTE,
+    HEADER,
+    NETLINK_NETFILTER,
+    SO_RCVBUFFORCE,
+    SOL_NETLINK,
+    TYPE_MASK,
+    bind_aside,
+    text,
+)
 from datapath.kernel.socket_filter import attach_route_filter
 from datapath.plan.nft import TABLE_NAME
 from datapath.plan.rtnl import ROUTE_PROTOCOL, TABLE_MAIN
 
-#: linux/socket.h, linux/netlink.h, linux/netfilter/nfnetlink.h: not all of them are in Python's `socket`.
-_AF_NETLINK: Final = 16
-_NETLINK_ROUTE: Final = 0
-_NETLINK_NETFILTER: Final = 12
-_SOL_NETLINK: Final = 270
+#: linux/netlink.h and linux/netfilter/nfnetlink.h.
 _ADD_MEMBERSHIP: Final = 1
 _NFNLGRP_NFTABLES: Final = 7
-_SO_RCVBUFFORCE: Final = 33
 _RECEIVE_BUFFER: Final = 2 * 1024 * 1024
 #: RTNLGRP_LINK, TC, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF,
 #: IPV6_NETCONF.
@@ -114,7 +118,7 @@ class RouteWatch:
     """Links, addresses, routes, rules, tc and rp_filter of the current namespace."""
 
     def __init__(self) -> None:
-        self._socket = _multicast(_NETLINK_ROUTE, _ROUTE_GROUPS)
+        self._socket = _multicast(socket.NETLINK_ROUTE, _ROUTE_GROUPS)
         self._interest = Interest()
         self._indexes: set[int] = set()
         attach_route_filter(self._socket, ROUTE_PROTOCOL, frozenset())
@@ -191,7 +195,7 @@ class NftWatch:
     """Changes of our nftables table by others, and flowtables that come and go."""
 
     def __init__(self) -> None:
-        self._socket = _multicast(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
+        self._socket = _multicast(NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
         self._name = TABLE_NAME.encode() + b"\0"
         self._seen = ""
         self._flowtables = ""
@@ -249,12 +253,14 @@ def process_name(port: int) -> str:
 
 
 def _multicast(protocol: int, groups: tuple[int, ...]) -> socket.socket:
-    sock = socket.socket(_AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+    sock = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol
+    )
     with contextlib.suppress(PermissionError):  # a smaller buffer only means to look again more often
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER)
     bind_aside(sock)
     for group in groups:
-        sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        sock.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, group)
     return sock
 
 

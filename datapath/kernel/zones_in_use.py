@@ -8,22 +8,18 @@ connections are in the same table. Those have their zone in both directions, our
 from __future__ import annotations
 
 import re
+import socket
 import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
 from datapath.errors import KernelError
-from datapath.kernel.netlink import Netlink, attributes
+from datapath.kernel.ctnetlink import CTA_ZONE, dump_entries, entry_attributes, open_ctnetlink
 from datapath.kernel.rules_of_others import iptables_rules, list_nft, nft_rules
 from datapath.log import get_logger
 
-_NETLINK_NETFILTER: Final = 12
-_GET: Final = 0x101
-_CTA_ZONE: Final = 18
-#: Every address family at once.
-_ALL_FAMILIES: Final = struct.Struct("=BBH").pack(0, 0, 0)
 #: The attribute's header, in this machine's byte order: most entries have none, and need not be taken apart.
-_ZONE_HEADER: Final = struct.pack("=HH", 6, _CTA_ZONE)
+_ZONE_HEADER: Final = struct.pack("=HH", 6, CTA_ZONE)
 _IPTABLES_ZONE: Final = re.compile(r"-j CT .*?--zone(?:-orig|-reply)? (?P<zone>\d+)")
 
 
@@ -73,14 +69,14 @@ def _iptables_zones() -> Iterator[tuple[int, str]]:
 
 def _entries() -> Iterator[tuple[int, str]]:
     try:
-        with Netlink(_NETLINK_NETFILTER) as channel:
-            bodies = channel.dump("conntrack entries", _GET, _ALL_FAMILIES)
+        with open_ctnetlink() as channel:
+            bodies = dump_entries(channel, socket.AF_UNSPEC)
     except (KernelError, OSError) as error:
         get_logger().warning("zones_not_read", reason=str(error))
         return
     for body in bodies:
         if _ZONE_HEADER in body:
-            zone = dict(attributes(body, len(_ALL_FAMILIES))).get(_CTA_ZONE, b"")
+            zone = entry_attributes(body).get(CTA_ZONE, b"")
             yield (
                 int.from_bytes(zone, "big"),
                 "connections that are tracked there, as by Open vSwitch and OVN",
