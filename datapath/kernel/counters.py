@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import json
-
-import nftables
-
 from datapath.kernel import ingress, steering
 from datapath.kernel.bpf import Counter
+from datapath.kernel.nft_listing import list_counters
 from datapath.plan.ingress import Verdict
 from datapath.plan.model import Backend, Plan
-from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
 
 NetworkCounters = dict[str, dict[Verdict, Counter]]
 _VERDICTS = {verdict.label: verdict for verdict in Verdict}
@@ -44,18 +40,9 @@ def read_steered(plan: Plan) -> dict[str, Counter]:
 
 
 def _nft_counters() -> NetworkCounters:
-    nft = nftables.Nftables()
-    nft.set_json_output(True)
-    status, output, _ = nft.cmd(f"list counters table {TABLE_FAMILY} {TABLE_NAME}")
     found: NetworkCounters = {}
-    if status != 0 or not output:
-        return found
-    for item in json.loads(output)["nftables"]:
-        counter = item.get("counter")
-        if counter is None:
-            continue
-        network, _, label = counter["name"].rpartition(".")
+    for name, value in list_counters():
+        network, _, label = name.rpartition(".")
         if label in _VERDICTS:
-            value = Counter(counter["packets"], counter["bytes"])
             found.setdefault(network, {})[_VERDICTS[label]] = value
     return found

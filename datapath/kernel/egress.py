@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
-
-import nftables
 
 from datapath.kernel.bpf import Counter
 from datapath.kernel.nft import parse_table
+from datapath.kernel.nft_listing import list_counters, list_nft
 from datapath.plan.egress import EGRESS_COUNTER, EgressEntry, members_set
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import Family
@@ -19,20 +16,9 @@ from datapath.plan.rtnl import Family
 EgressCounters = Mapping[str, Mapping[str, Counter]]
 
 
-def _list(command: str, *, terse: bool = False) -> list[dict[str, Any]]:
-    """Nothing where the table or object is not there."""
-    nft = nftables.Nftables()
-    nft.set_json_output(True)
-    nft.set_stateless_output(terse)
-    nft.set_terse_output(terse)
-    status, output, _ = nft.cmd(command)
-    items: list[dict[str, Any]] = json.loads(output)["nftables"] if status == 0 and output else []
-    return items
-
-
 def families_of_set(entry: str) -> frozenset[Family]:
     """The families in which the live table has a set for an entry."""
-    items = _list(f"list sets table {TABLE_FAMILY} {TABLE_NAME}", terse=True)
+    items = list_nft(f"sets table {TABLE_FAMILY} {TABLE_NAME}", terse=True)
     names = {item["set"]["name"] for item in items if "set" in item}
     return frozenset(family for family in Family if members_set(entry, family) in names)
 
@@ -40,17 +26,16 @@ def families_of_set(entry: str) -> frozenset[Family]:
 def set_elements(entry: str, family: Family) -> dict[str, str]:
     """What the live set holds."""
     name = members_set(entry, family)
-    found, _ = parse_table(_list(f"list set {TABLE_FAMILY} {TABLE_NAME} {name}"))
+    found, _ = parse_table(list_nft(f"set {TABLE_FAMILY} {TABLE_NAME} {name}"))
     return dict(found.maps[name].elements) if name in found.maps else {}
 
 
 def read_counters(entries: tuple[EgressEntry, ...]) -> EgressCounters:
     """Connections that were opened and packets that were dropped; nothing is asked where the policy has no entry."""
     counters: dict[str, dict[str, Counter]] = {}
-    for item in _list(f"list counters table {TABLE_FAMILY} {TABLE_NAME}") if entries else ():
-        kind, _, rest = item.get("counter", {}).get("name", "").partition(".")
+    for name, value in list_counters() if entries else ():
+        kind, _, rest = name.partition(".")
         if kind == EGRESS_COUNTER:
             owner, _, what = rest.rpartition(".")
-            value = Counter(item["counter"]["packets"], item["counter"]["bytes"])
             counters.setdefault(owner, {})[what] = value
     return counters

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
-import nftables
-
+from datapath.kernel.nft_listing import list_nft
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
 
 #: One of these is there as soon as any flowtable is: the module's folder, or its counters where it is built in.
@@ -19,12 +17,7 @@ def foreign_flowtables() -> tuple[str, ...]:
     """Family, table and name of each, sorted. A kernel that never had one is asked nothing."""
     if not any(path.exists() for path in _TRACES):
         return ()
-    nft = nftables.Nftables()
-    nft.set_json_output(True)
-    status, output, _ = nft.cmd("list flowtables")
-    if status != 0 or not output:
-        return ()
-    found = [item["flowtable"] for item in json.loads(output)["nftables"] if "flowtable" in item]
+    found = [item["flowtable"] for item in list_nft("flowtables") if "flowtable" in item]
     return tuple(
         sorted(
             f"{table['family']} {table['table']} {table['name']}"

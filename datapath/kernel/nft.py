@@ -3,27 +3,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Any
 
-import nftables
-
+from datapath.kernel.nft_listing import list_nft
 from datapath.plan.nft import IDS, BaseChain, ChainType, Hook, digest_in_comment
 from datapath.reconcile.actual import ActualChain, ActualMap, ActualTable
 
 
 def list_table(family: str, name: str) -> tuple[ActualTable, list[str]] | None:
     """Our table, and the comments that hold ids; None where there is no such table."""
-    nft = nftables.Nftables()
-    nft.set_json_output(True)
-    nft.set_stateless_output(True)
-    status, output, _ = nft.cmd(f"list table {family} {name}")
-    if status != 0:
-        # The only way for a list of a well-formed name to fail as root is that it is not there.
-        return None
-    return parse_table(json.loads(output)["nftables"])
+    items = list_nft(f"table {family} {name}")
+    return parse_table(items) if items else None
 
 
 def parse_table(items: Iterable[dict[str, Any]]) -> tuple[ActualTable, list[str]]:

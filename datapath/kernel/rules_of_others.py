@@ -6,14 +6,12 @@ Listing them is dear on a large node: only before something is claimed, and for 
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import nftables
-
+from datapath.kernel.nft_listing import list_nft
 from datapath.log import get_logger
 from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME
 
@@ -50,19 +48,6 @@ def nft_rules() -> Iterator[NftRuleOfOthers]:
         if rule is not None and (rule["family"], rule["table"]) != (TABLE_FAMILY, TABLE_NAME):
             where = f"nft table {rule['family']} {rule['table']}, chain {rule['chain']}"
             yield NftRuleOfOthers(where, (rule["family"], rule["table"]), rule["expr"])
-
-
-def list_nft(what: str, *, terse: bool) -> list[dict[str, Any]]:
-    """What `nft list` says; empty where it fails."""
-    nft = nftables.Nftables()
-    nft.set_json_output(True)
-    nft.set_stateless_output(True)
-    nft.set_terse_output(terse)
-    status, output, _ = nft.cmd(f"list {what}")
-    if status != 0 or not output:
-        return []
-    items: list[dict[str, Any]] = json.loads(output)["nftables"]
-    return items
 
 
 def iptables_rules() -> Iterator[IptablesRule]:

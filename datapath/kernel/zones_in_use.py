@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from datapath.errors import KernelError
 from datapath.kernel.ctnetlink import CTA_ZONE, dump_entries, entry_attributes, open_ctnetlink
-from datapath.kernel.rules_of_others import iptables_rules, list_nft, nft_rules
+from datapath.kernel.nft_listing import list_nft
+from datapath.kernel.rules_of_others import iptables_rules, nft_rules
 from datapath.log import get_logger
 
 #: The attribute's header, in this machine's byte order: most entries have none, and need not be taken apart.
@@ -55,7 +56,7 @@ def _values(value: Any, table: tuple[str, str]) -> Iterator[int]:
     elif isinstance(value, dict) and "map" in value:
         data = value["map"]["data"]
         if isinstance(data, str):
-            for item in list_nft(f"map {' '.join(table)} {data.removeprefix('@')}", terse=False):
+            for item in list_nft(f"map {' '.join(table)} {data.removeprefix('@')}"):
                 yield from (answer for _, answer in item.get("map", {}).get("elem", []))
         else:
             yield from (answer for _, answer in data["set"])
