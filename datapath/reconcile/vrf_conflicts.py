@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import Slave, VrfLink
-from datapath.reconcile.actual import Actual, ActualLink, Record
+from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.present import is_free_for
 
 
@@ -61,7 +61,7 @@ def _rule_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
     for family in sorted({rule.family for rule in desired.rules if rule.device}):
         ours = max(rule.priority for rule in desired.rules if rule.device and rule.family is family)
         theirs = [rule.priority for rule in actual.foreign_rules if rule.is_l3mdev and rule.family is family]
-        if not theirs and any(_is_vrf(link) for link in actual.links.values()):
+        if not theirs and any(link.kind == "vrf" for link in actual.links.values()):
             yield (
                 f"the kernel's IPv{family} rule for VRFs is missing: put it back"
                 f" (`ip -{family} rule add l3mdev pref 1000`)"
@@ -71,7 +71,3 @@ def _rule_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
                 f"the IPv{family} rule for VRFs is at {min(theirs)}, before ours that lead to pods ({ours}):"
                 f" set rules.leak_priority below it"
             )
-
-
-def _is_vrf(link: ActualLink) -> bool:
-    return link.kind == "vrf"
