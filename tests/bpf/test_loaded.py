@@ -47,7 +47,7 @@ import sys
 from datapath.errors import KernelError
 from datapath.kernel.bpf import LoadedIngress
 try:
-    print(LoadedIngress.open_readable(int(sys.argv[1])))
+    print(LoadedIngress.read(int(sys.argv[1]), LoadedIngress.read_meta))
 except KernelError as error:
     print("errno", error.errno)
 """
@@ -75,7 +75,7 @@ def _make_foreign(loaded: LoadedProgram) -> None:
 def test_ingress_program_of_another_version_is_ours_and_is_replaced(ingress: bpf.LoadedIngress) -> None:
     assert bpf.compare_ingress(program(VLAN), bpf.observe_ingress()).is_empty
     _make_foreign(ingress)
-    assert bpf.LoadedIngress.open_readable(ingress.program_id) is None
+    assert bpf.LoadedIngress.read(ingress.program_id, bpf.LoadedIngress.read_meta) is None
     state = bpf.observe_ingress()
     assert (state.attached, state.programs) == ({"trunk0": ingress.program_id}, {})
     assert bpf.compare_ingress(program(VLAN), state).reload == _UNREADABLE
@@ -84,15 +84,15 @@ def test_ingress_program_of_another_version_is_ours_and_is_replaced(ingress: bpf
 def test_egress_program_of_another_version_is_ours_and_is_replaced(egress: LoadedSteering) -> None:
     assert steering.compare_steering(_STEERED, steering.observe_steering()).reload == ""
     _make_foreign(egress)
-    assert LoadedSteering.open_readable(egress.program_id) is None
+    assert LoadedSteering.read(egress.program_id, LoadedSteering.read_meta) is None
     state = steering.observe_steering()
     assert (state.attached, state.tables) == ({"trunk0": egress.program_id}, {})
     assert steering.compare_steering(_STEERED, state).reload == _UNREADABLE
 
 
 def test_another_program_cannot_be_read_as_ours(ingress: bpf.LoadedIngress, egress: LoadedSteering) -> None:
-    assert bpf.LoadedIngress.open_readable(egress.program_id) is None
-    assert LoadedSteering.open_readable(ingress.program_id) is None
+    assert bpf.LoadedIngress.read(egress.program_id, bpf.LoadedIngress.read_meta) is None
+    assert LoadedSteering.read(ingress.program_id, LoadedSteering.read_meta) is None
 
 
 def test_without_the_right_to_look_nothing_is_said_of_the_program(ingress: bpf.LoadedIngress) -> None:

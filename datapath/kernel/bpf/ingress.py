@@ -8,7 +8,6 @@ the description that the program carries in its `dp_meta` map.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import socket
 import struct
@@ -100,16 +99,8 @@ class IngressDiff:
 
 
 def _read_program(program_id: int) -> ActualProgram | None:
-    loaded = LoadedIngress.open_readable(program_id)
-    if loaded is None:
-        return None
-    with loaded:
-        try:
-            return ActualProgram(program_id, loaded.read_meta(), loaded.read_image())
-        except KernelError as error:
-            if error.errno == errno.EPERM:  # without the right to look, "unknown" would be a lie
-                raise
-            return None
+    found = LoadedIngress.read(program_id, LoadedIngress.read_image)
+    return ActualProgram(program_id, *found) if found else None
 
 
 def observe_ingress() -> IngressState:

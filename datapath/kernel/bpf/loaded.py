@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _META_KEY: Final = bytes(4)
 _Verified = TypeVar("_Verified")
+_Contents = TypeVar("_Contents")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,20 +149,22 @@ class LoadedProgram:
         raise KernelError(f"open bpf program {program_id}", "it is not ours, or of another version")
 
     @classmethod
-    def open_readable(cls, program_id: int) -> Self | None:
-        """Open a program, unless this version cannot read it: such a one is replaced.
+    def read(
+        cls, program_id: int, contents: Callable[[Self], _Contents]
+    ) -> tuple[ProgramMeta, _Contents] | None:
+        """What a program says of itself, and what it holds; None where this version cannot read it: it is replaced.
+
+        Args:
+            program_id: as for `open`.
+            contents: reads its maps.
 
         Raises:
             KernelError: this process may not look (EPERM): "unreadable" would be a lie.
         """
         try:
-            with contextlib.ExitStack() as cleanup:
-                loaded = cls.open(program_id)
-                cleanup.callback(loaded.close)
-                if loaded.read_meta().abi_version != abi.ABI_VERSION:
-                    return None
-                cleanup.pop_all()
-                return loaded
+            with cls.open(program_id) as loaded:
+                meta = loaded.read_meta()
+                return (meta, contents(loaded)) if meta.abi_version == abi.ABI_VERSION else None
         except KernelError as error:
             if error.errno == errno.EPERM:
                 raise

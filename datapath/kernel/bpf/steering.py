@@ -19,7 +19,7 @@ from datapath.errors import KernelError
 from datapath.kernel import tc
 from datapath.kernel.bpf import abi, attachments, grace, source, steering_index
 from datapath.kernel.bpf.ingress import require_ethernet
-from datapath.kernel.bpf.loaded import Change, Counter, LoadedProgram, ProgramMeta
+from datapath.kernel.bpf.loaded import Change, Counter, LoadedProgram
 from datapath.kernel.bpf.source import Capacities
 from datapath.kernel.bpf.steering_index import Index
 from datapath.kernel.bpf.steering_tables import (
@@ -105,9 +105,10 @@ class LoadedSteering(LoadedProgram):
             KernelError: the kernel refused; elements already written stay.
         """
         old, before = self._read(abi.REPLY_MAPS), self._read(abi.TARGET_MAPS)
-        self.clear_counters(desired.slots - SteeringTables(decode_replies(old)).slots)
+        actual = SteeringTables(decode_replies(old), decode_targets(before))
+        self.clear_counters(desired.slots - actual.slots)
         if only_add:
-            desired = desired.joined(SteeringTables(decode_replies(old), decode_targets(before)))
+            desired = desired.joined(actual)
         new, after = encode_replies(desired.replies), encode_targets(desired.targets)
         targets, replies = (
             [Change.between(self._maps[names[v]], left[v], right[v]) for v in _VERSIONS]
@@ -213,19 +214,17 @@ def observe_steering() -> SteeringState:
     """
     state = attachments.observe_attachments(Direction.EGRESS)
     found = state.attached
-    tables: dict[int, SteeringTables] = {}
-    metas: dict[int, ProgramMeta] = {}
-    for program_id in sorted(found.ids):
-        loaded = LoadedSteering.open_readable(program_id)
-        if loaded is not None:
-            with loaded:
-                metas[program_id], tables[program_id] = loaded.read_meta(), loaded.read_tables()
+    programs = {
+        program_id: program
+        for program_id in sorted(found.ids)
+        if (program := LoadedSteering.read(program_id, LoadedSteering.read_tables)) is not None
+    }
     return SteeringState(
         ifindexes=state.ifindexes,
         attached=found.programs,
-        tables=tables,
-        capacities={number: meta.capacities for number, meta in metas.items()},
-        digests={number: meta.digest for number, meta in metas.items()},
+        tables={program_id: tables for program_id, (_, tables) in programs.items()},
+        capacities={program_id: meta.capacities for program_id, (meta, _) in programs.items()},
+        digests={program_id: meta.digest for program_id, (meta, _) in programs.items()},
         conflicts=found.conflicts,
         clsact=state.clsact,
         hook=state.hook,
