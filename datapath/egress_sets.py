@@ -24,7 +24,7 @@ from datapath.plan.nft import TABLE_FAMILY, TABLE_NAME, NftMap, NftTable
 from datapath.plan.render import element_commands
 from datapath.plan.rtnl import Family
 from datapath.policy import Egress, Policy
-from datapath.policy.addresses import RefusedError, parse_prefix, prefix_range, shown
+from datapath.policy.addresses import RefusedError, parse_prefix, prefix_range, shown, supernets
 from datapath.policy.check_addresses import NOT_SERVABLE_INDEX, NOT_SERVABLE_NAME
 from datapath.state import State, StateDirectory
 
@@ -160,17 +160,14 @@ def _changed(verb: Verb, before: tuple[IpNetwork, ...], given: list[IpNetwork]) 
             chosen = {*before, *given}
         case Verb.REMOVE:
             chosen = set(before) - set(given)
-            inside = next((prefix for prefix in given if any(_holds(wide, prefix) for wide in chosen)), None)
+            lengths = {member.prefixlen for member in chosen}
+            inside = next((p for p in given if not chosen.isdisjoint(supernets(p, lengths))), None)
             if inside is not None:
                 raise InputError(
                     f"{member_text(inside)} is a source by a wider member",
                     hint="`datapath egress get` shows the members: remove that one, and add what is to stay",
                 )
     return tuple(sorted(chosen, key=prefix_order))
-
-
-def _holds(wide: IpNetwork, narrow: IpNetwork) -> bool:
-    return wide.version == narrow.version and narrow.network_address in wide
 
 
 def _require_apart(before: Iterable[IpNetwork], after: Iterable[IpNetwork]) -> None:
@@ -180,7 +177,7 @@ def _require_apart(before: Iterable[IpNetwork], after: Iterable[IpNetwork]) -> N
     """
     ranges = sorted({*before, *after}, key=prefix_order)
     for wide, narrow in itertools.pairwise(ranges):
-        if _holds(wide, narrow):
+        if wide.version == narrow.version and narrow.network_address in wide:
             raise InputError(
                 f"{member_text(narrow)} and {member_text(wide)} overlap, and members are apart",
                 hint="keep one of them; to replace one by the other, remove it first",

@@ -23,7 +23,6 @@ from datapath.plan.model import Note, NoteLevel, Plan
 from datapath.plan.nft import NftTable
 from datapath.plan.rtnl import Family
 from datapath.policy import Egress, IpAddress, VipRange
-from datapath.policy.addresses import outermost, prefix_range
 from datapath.policy.check_addresses import RangeIndex
 
 
@@ -126,9 +125,7 @@ def egress_notes(context: Context, entries: tuple[EgressContext, ...]) -> Iterat
         if not address.ip.is_loopback
     }
     ordered = sorted(own, key=_place)
-    vips = RangeIndex(
-        [prefix_range(p) for p in outermost(p for n in context.networks for p in n.network.vip_prefixes)]
-    )
+    vips = RangeIndex(vip for network in context.networks for vip in network.network.vips)
     for item in entries:
         for family in item.plan.families:
             if item.plan.lacks_address(family):

@@ -20,7 +20,7 @@ from datapath.plan.ingress import (
     prefix_order,
 )
 from datapath.plan.rtnl import Family
-from datapath.policy.addresses import collapse, outermost, prefix_range
+from datapath.policy.addresses import collapse, prefix_range
 from datapath.policy.check_addresses import RangeIndex
 
 #: A /31 or /32 has no broadcast address (RFC 3021).
@@ -102,7 +102,9 @@ def _besides(
     vips: Iterable[IpNetwork], sent_from: Mapping[str, tuple[IpNetwork, ...]]
 ) -> Iterator[IpNetwork]:
     """Addresses that are no VIPs: a VIP may move to another node, whose packets carry it then."""
-    held = RangeIndex([prefix_range(prefix) for prefix in outermost(vips)])
+    if not sent_from:
+        return
+    held = RangeIndex(map(prefix_range, vips))
     for addresses in sent_from.values():
         for address in addresses:
             if held.overlapping(prefix_range(address)) is None:

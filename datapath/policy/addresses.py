@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from datapath.plan.ingress import prefix_order
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from datapath.plan.ingress import IpNetwork
 
@@ -84,10 +82,19 @@ class VipRange:
         return address.version == self.version and int(self.first) <= int(address) <= int(self.last)
 
     def __lt__(self, other: VipRange) -> bool:
-        return self._key() < other._key()
+        return self.sort_key() < other.sort_key()
 
-    def _key(self) -> tuple[int, int, int]:
+    def sort_key(self) -> tuple[int, int, int]:
+        """Their order, for whoever sorts thousands."""
         return (self.version, int(self.first), int(self.last))
+
+    def overlaps(self, other: VipRange) -> bool:
+        """They have an address in common."""
+        return (
+            self.version == other.version
+            and int(self.first) <= int(other.last)
+            and int(other.first) <= int(self.last)
+        )
 
     def __str__(self) -> str:
         if self.is_single:
@@ -112,13 +119,20 @@ def collapse(prefixes: Iterable[IpNetwork]) -> tuple[IpNetwork, ...]:
     return (*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6))
 
 
-def outermost(prefixes: Iterable[IpNetwork]) -> tuple[IpNetwork, ...]:
-    """The prefixes that lie in no other one, as they were written: none of them overlap."""
-    found: list[IpNetwork] = []
-    for prefix in sorted(prefixes, key=prefix_order):
-        if not found or found[-1].version != prefix.version or prefix.network_address not in found[-1]:
-            found.append(prefix)
-    return tuple(found)
+def united(ranges: Iterable[VipRange]) -> list[VipRange]:
+    """The same addresses as ranges of which no two overlap, sorted; neighbours stay apart."""
+    found: list[VipRange] = []
+    for item in sorted(ranges, key=VipRange.sort_key):
+        if found and found[-1].overlaps(item):
+            found[-1] = VipRange(found[-1].first, max(found[-1].last, item.last, key=int))
+        else:
+            found.append(item)
+    return found
+
+
+def supernets(prefix: IpNetwork, lengths: Iterable[int]) -> Iterator[IpNetwork]:
+    """Prefixes of these lengths that hold all of this one, itself included."""
+    return (prefix.supernet(new_prefix=length) for length in lengths if length <= prefix.prefixlen)
 
 
 def parse_address(value: object) -> IpAddress:

@@ -9,10 +9,10 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from datapath.errors import PolicyPath, Problem
-from datapath.policy.addresses import IpAddress, VipRange, outermost, prefix_range, shown
+from datapath.policy.addresses import IpAddress, VipRange, prefix_range, shown, united
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from datapath.plan.ingress import IpNetwork
     from datapath.policy.model import Network
@@ -37,10 +37,10 @@ _NOT_SERVABLE: tuple[tuple[VipRange, str], ...] = tuple(
 
 
 class RangeIndex:
-    """Which of many ranges that do not overlap meets a given one, by bisection."""
+    """Which of many ranges meets a given one, by bisection; those that overlap each other count as one."""
 
-    def __init__(self, ranges: Sequence[VipRange]) -> None:
-        self._ranges = sorted(ranges)
+    def __init__(self, ranges: Iterable[VipRange]) -> None:
+        self._ranges = united(ranges)
         self._lasts = [(r.version, int(r.last)) for r in self._ranges]
 
     def overlapping(self, vip: VipRange) -> VipRange | None:
@@ -53,15 +53,18 @@ class RangeIndex:
         return candidate if meets else None
 
 
-NOT_SERVABLE_INDEX = RangeIndex([r for r, _ in _NOT_SERVABLE])
+NOT_SERVABLE_INDEX = RangeIndex(r for r, _ in _NOT_SERVABLE)
 NOT_SERVABLE_NAME = dict(_NOT_SERVABLE)
+
+
+def internal_index(readable: Readable) -> RangeIndex:
+    """What is inside of the node, as far as it could be read."""
+    return RangeIndex(map(prefix_range, readable.node.internal if readable.node else ()))
 
 
 def vips_usable(readable: Readable) -> Iterator[Problem]:
     """A VIP is a unicast address that is not of the node's inside."""
-    internal = RangeIndex(
-        [prefix_range(p) for p in outermost(readable.node.internal)] if readable.node else []
-    )
+    internal = internal_index(readable)
     for index, network in readable.networks:
         for position, vip in enumerate(network.vips):
             path = ("networks", index, "vips", position)

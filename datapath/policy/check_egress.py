@@ -6,15 +6,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datapath.errors import PolicyPath, Problem
-from datapath.policy.addresses import VipRange, outermost, prefix_range, shown
-from datapath.policy.check_addresses import NOT_SERVABLE_INDEX, NOT_SERVABLE_NAME, RangeIndex, duplicates
+from datapath.policy.addresses import VipRange, shown, supernets, united
+from datapath.policy.check_addresses import (
+    NOT_SERVABLE_INDEX,
+    NOT_SERVABLE_NAME,
+    RangeIndex,
+    duplicates,
+    internal_index,
+)
 from datapath.policy.check_references import unknown_network
 from datapath.policy.check_steering import is_direct
 from datapath.policy.egress import POOL_MAX, Egress
 from datapath.policy.model import ReturnPath
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from datapath.plan.ingress import IpNetwork
     from datapath.policy.model import Network
@@ -25,7 +31,11 @@ _KEYS = ("sources", "destinations", "exclude")
 
 def egress(readable: Readable) -> Iterator[Problem]:
     """Each entry on its own and with its network."""
+    if not readable.egress:
+        return
     networks = {network.name: network for _, network in readable.networks}
+    internal = internal_index(readable)
+    vips = RangeIndex(vip for _, network in readable.networks for vip in network.vips)
     names: dict[str, int] = {}
     for index, entry in readable.egress:
         path: PolicyPath = ("egress", index)
@@ -38,11 +48,12 @@ def egress(readable: Readable) -> Iterator[Problem]:
             )
         yield from unknown_network((*path, "network"), entry.network, networks, readable)
         yield from _prefixes(path, entry)
-        yield from _pool(path, entry, readable)
+        yield from _pool(path, entry, internal)
         network = networks.get(entry.network)
         if network is not None:
             yield from _carried(path, network, readable)
-            yield from _addresses(path, entry, network, readable)
+            yield from _addresses(path, entry, network)
+            yield from _others(path, entry, network, readable, vips)
             yield from _families(path, entry, network, readable)
 
 
@@ -52,8 +63,7 @@ def egress_order(readable: Readable) -> Iterator[Problem]:
     lengths: set[int] = set()
     for index, entry in readable.egress:
         for position, prefix in enumerate(entry.sources):
-            for length in sorted(length for length in lengths if length <= prefix.prefixlen):
-                wide = prefix.supernet(new_prefix=length)
+            for wide in supernets(prefix, sorted(lengths)):
                 if wide in whole:
                     yield Problem(
                         ("egress", index, "sources", position),
@@ -105,12 +115,9 @@ def _carried(path: PolicyPath, network: Network, readable: Readable) -> Iterator
         )
 
 
-def _pool(path: PolicyPath, entry: Egress, readable: Readable) -> Iterator[Problem]:
+def _pool(path: PolicyPath, entry: Egress, internal: RangeIndex) -> Iterator[Problem]:
     """Addresses that replies can be sent to, and not too many of them."""
-    internal = RangeIndex([prefix_range(p) for p in _outer(readable)])
-    for position, item in enumerate(entry.source_ip):
-        if not isinstance(item, VipRange):
-            continue
+    for position, item in enumerate(entry.source_ranges):
         where = (*path, "source_ip", position)
         refused = NOT_SERVABLE_INDEX.overlapping(item)
         inside = internal.overlapping(item)
@@ -135,37 +142,46 @@ def _pool(path: PolicyPath, entry: Egress, readable: Readable) -> Iterator[Probl
             )
 
 
-def _outer(readable: Readable) -> tuple[IpNetwork, ...]:
-    return outermost(readable.node.internal) if readable.node else ()
-
-
-def _addresses(path: PolicyPath, entry: Egress, network: Network, readable: Readable) -> Iterator[Problem]:
-    """Replies to them come back by this network, not by another one, and not to its router."""
-    own = RangeIndex(network.vips)
-    for position, item in enumerate(entry.source_ip):
-        if not isinstance(item, VipRange):
-            continue
+def _addresses(path: PolicyPath, entry: Egress, network: Network) -> Iterator[Problem]:
+    """Replies to them come back by this network, and not to its router."""
+    for position, item in enumerate(entry.source_ranges):
         where = (*path, "source_ip", position)
         if _leads_out(network) and not network.carries_egress(item.version):
             yield Problem(where, _no_way(network, item.version), f"remove {item}, or give the network one")
         held = next((gateway for gateway in network.gateway_addresses if gateway in item), None)
         if held is not None:
             yield Problem(where, f"{item} is or holds the gateway {held}", "leave the router its address")
-        if own.overlapping(item) is None:
-            other = next(
-                (
-                    n
-                    for _, n in readable.networks
-                    if any(_meets(vip, item) for vip in n.vips) and n is not network
-                ),
-                None,
+
+
+def _others(
+    path: PolicyPath, entry: Egress, network: Network, readable: Readable, vips: RangeIndex
+) -> Iterator[Problem]:
+    """Replies come back by no other network. A VIP of this one is its own, whoever else isolates clients of it."""
+    own = united(network.vips)
+    for position, item in enumerate(entry.source_ranges):
+        for part in _besides(item, own):
+            if vips.overlapping(part) is None:
+                continue
+            other = next(n for _, n in readable.networks if any(map(part.overlaps, n.vips)))
+            yield Problem(
+                (*path, "source_ip", position),
+                f"{item} is or holds a VIP of network {shown(other.name)}: replies would come by that one",
+                f"use an address of network {shown(network.name)}",
             )
-            if other is not None:
-                yield Problem(
-                    where,
-                    f"{item} is or holds a VIP of network {shown(other.name)}: replies would come by that one",
-                    f"use an address of network {shown(network.name)}",
-                )
+            break
+
+
+def _besides(item: VipRange, own: Iterable[VipRange]) -> Iterator[VipRange]:
+    """What of a range is in none of these, which are sorted and do not overlap."""
+    address, last = type(item.first), int(item.last)
+    start = int(item.first)
+    for vip in own:
+        if vip.overlaps(item):
+            if int(vip.first) > start:
+                yield VipRange(address(start), address(int(vip.first) - 1))
+            start = int(vip.last) + 1
+    if start <= last:
+        yield VipRange(address(start), item.last)
 
 
 def _leads_out(network: Network) -> bool:
@@ -177,11 +193,6 @@ def _no_way(network: Network, family: int) -> str:
     if network.is_routed(family):
         return f"network {shown(network.name)} has no IPv{family} VIPs, and so no IPv{family} table"
     return f"network {shown(network.name)} has no IPv{family} gateway"
-
-
-def _meets(one: VipRange, two: VipRange) -> bool:
-    same = one.version == two.version
-    return same and int(one.first) <= int(two.last) and int(two.first) <= int(one.last)
 
 
 def _families(path: PolicyPath, entry: Egress, network: Network, readable: Readable) -> Iterator[Problem]:

@@ -11,10 +11,12 @@ from datapath.policy.addresses import (
     RefusedError,
     VipRange,
     collapse,
-    outermost,
     parse_address,
     parse_prefix,
     parse_vip,
+    prefix_range,
+    supernets,
+    united,
 )
 
 
@@ -99,7 +101,21 @@ def test_only_text(value: object) -> None:
             parse(value)
 
 
-def test_collapse_and_outermost() -> None:
+def test_collapse_and_united() -> None:
     prefixes = [ip_network(p) for p in ("10.1.0.0/16", "10.0.0.0/16", "2001:db8::/65", "10.0.3.0/24")]
     assert [str(p) for p in collapse(prefixes)] == ["10.0.0.0/15", "2001:db8::/65"]
-    assert [str(p) for p in outermost(prefixes)] == ["10.0.0.0/16", "10.1.0.0/16", "2001:db8::/65"]
+    assert [str(r) for r in united(map(prefix_range, prefixes))] == [
+        "10.0.0.0/16",
+        "10.1.0.0/16",
+        "2001:db8::/65",
+    ]
+    ranges = map(parse_vip, ("192.0.2.9-192.0.2.20", "192.0.2.0-192.0.2.9", "192.0.2.21", "::", "192.0.2.5"))
+    assert [str(r) for r in united(ranges)] == ["192.0.2.0-192.0.2.20", "192.0.2.21", "::"]
+
+
+def test_supernets() -> None:
+    assert [str(p) for p in supernets(ip_network("10.1.2.0/24"), (32, 24, 16, 0))] == [
+        "10.1.2.0/24",
+        "10.1.0.0/16",
+        "0.0.0.0/0",
+    ]
