@@ -5,31 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from datapath.compiler.vrf import HOST_SOCKETS
 from datapath.observe.findings import Finding, ok, warn
 from datapath.plan.model import Plan
-from datapath.plan.rtnl import TABLE_LOCAL
+from datapath.plan.rtnl import TABLE_LOCAL, Family
 from datapath.reconcile.actual import Actual
-
-_SYSCTLS = ("net/ipv4/tcp_l3mdev_accept", "net/ipv4/udp_l3mdev_accept")
 
 
 def check_vrfs(plan: Plan, actual: Actual) -> Iterator[Finding]:
     """Findings about the VRFs of a policy; none without any."""
     if not plan.vrfs:
         return
-    accepts = {setting.key for setting in plan.sysctls} & set(_SYSCTLS)
-    late = [
-        rule for rule in actual.foreign_rules if rule.table == TABLE_LOCAL and _is_late(rule.priority, actual)
-    ]
-    hidden = sorted({rule.family for rule in late})
+    accepts = {setting.key for setting in plan.sysctls} & set(HOST_SOCKETS)
+    hidden = [family for family in Family if _is_local_late(actual, family)]
     if hidden and accepts:
         families = " and ".join(f"IPv{family}" for family in hidden)
+        back = ", ".join(f"`ip -{family} rule add pref 0 table local`" for family in hidden)
         yield warn(
             "vrf",
             f"the {families} rule for local addresses is behind the one for VRFs",
             "what enters by a VRF is looked up in its table first, and never gets to addresses of the node outside of"
             " it: backends in the host network do not answer there",
-            "move it back (`ip rule add pref 0 table local`), or say `host_sockets: false`",
+            f"move it back ({back}), or say `host_sockets: false`",
         )
     others = sorted(
         link.name
@@ -48,6 +45,9 @@ def check_vrfs(plan: Plan, actual: Actual) -> Iterator[Finding]:
         yield ok("vrf", f"{len(plan.vrfs)} VRF(s): {named}")
 
 
-def _is_late(priority: int, actual: Actual) -> bool:
-    vrf_rules = [rule.priority for rule in actual.foreign_rules if rule.is_l3mdev]
-    return bool(vrf_rules) and priority > min(vrf_rules)
+def _is_local_late(actual: Actual, family: Family) -> bool:
+    """The first rule of each kind decides; the kernel's own are at 0 and 1000."""
+    rules = [rule for rule in actual.foreign_rules if rule.family is family]
+    local = [rule.priority for rule in rules if rule.table == TABLE_LOCAL]
+    by_vrf = [rule.priority for rule in rules if rule.is_l3mdev]
+    return bool(local and by_vrf) and min(local) > min(by_vrf)

@@ -35,8 +35,10 @@ def actual(*links: ActualLink, rules: tuple[ForeignRule, ...] = ()) -> Actual:
     return Actual(links={link.name: link for link in links}, foreign_rules=rules)
 
 
-def rule(priority: int, *, table: int = 0, is_l3mdev: bool = False) -> ForeignRule:
-    return ForeignRule(Family.IPV4, priority, 0, 0, table, 2, "", is_l3mdev)
+def rule(
+    priority: int, *, table: int = 0, is_l3mdev: bool = False, family: Family = Family.IPV4
+) -> ForeignRule:
+    return ForeignRule(family, priority, 0, 0, table, 2, "", is_l3mdev)
 
 
 def status(node: Actual) -> Status:
@@ -79,3 +81,14 @@ def test_doctor() -> None:
     quiet = plan(TEXT.replace("table: 2", "table: 2, host_sockets: false"))
     assert [item.severity for item in check_vrfs(quiet, moved)] == ["ok"]
     assert list(check_vrfs(Plan(0), moved)) == []
+
+
+def test_doctor_compares_the_first_rules_of_one_family() -> None:
+    ipv4 = (rule(100, table=255), rule(1000, is_l3mdev=True), rule(5000, table=255))
+    by_vrf = rule(50, is_l3mdev=True, family=Family.IPV6)
+    for priority, severity in ((0, "ok"), (60, "warn")):
+        local = rule(priority, table=255, family=Family.IPV6)
+        (found,) = check_vrfs(plan(), actual(ETH1, RED, rules=(*ipv4, local, by_vrf)))
+        assert found.severity == severity
+    assert "the IPv6 rule" in found.seen
+    assert "`ip -6 rule add pref 0 table local`" in found.remedy
