@@ -128,6 +128,15 @@ class Ground(Node):
         for namespace in (self.link, self.outside):
             namespace.ip([f"link set r{number} nomaster"])
 
+    def cut_gateway(self, number: int) -> None:
+        """Its link goes down."""
+        self.routers[number].ip(["link set eth0 down"])
+
+    def mend_gateway(self, number: int) -> None:
+        """Its link comes back; the IPv6 address went with it."""
+        address = gateway_address(number, 6)
+        self.routers[number].ip(["link set eth0 up", f"-6 addr replace {address}/64 dev eth0 nodad"])
+
     def _add_clients(self) -> None:
         lines = ["addr add 192.0.2.250/24 dev switch", "-6 addr add 2001:db8:2::fa/64 dev switch nodad"]
         for number in range(1, self.clients + 1):
