@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from tests.bpf.packets import checksum
 from tools.lab import Backend, Lab, Network, network
 from tools.lab.topology import SERVICE_PORT, IpAddress
 from tools.lab.traffic import family
@@ -20,6 +21,20 @@ CLIENTS = ("client", "client2")
 def overlapping(count: int = 2) -> list[Network]:
     """Networks whose outside clients have one address, with the same VIPs everywhere."""
     return [network(0), *(network(n, same_clients=True, same_vips=True) for n in range(1, count))]
+
+
+def each(policy: str, *extras: str) -> str:
+    """A policy of isolated networks with more to say of each, in their order."""
+    *parts, rest = policy.split(ISOLATED)
+    return "".join(f"{part}{ISOLATED}{extra}" for part, extra in zip(parts, extras, strict=True)) + rest
+
+
+def in_vrfs(policy: str) -> str:
+    """A policy of two isolated networks, each in a VRF that it makes."""
+    vrfs = (("red", 1001), ("blue", 1002))
+    return each(
+        policy, *(f"    vrf: {{name: {name}, table: {table}, create: true}}\n" for name, table in vrfs)
+    )
 
 
 @contextmanager
@@ -45,7 +60,7 @@ def fragments(target: IpAddress, client: IpAddress, port: int, fill: bytes) -> l
     header = struct.pack("!HHHH", 40500, port, 8 + len(payload), 0)
     if target.version == 6:
         pseudo = client.packed + target.packed + struct.pack("!II", 8 + len(payload), socket.IPPROTO_UDP)
-        header = header[:6] + checksum(pseudo + header + payload)
+        header = header[:6] + struct.pack("!H", checksum(pseudo + header + payload))
     whole = header + payload
     pieces = ((0, whole[:1400], True), (1400, whole[1400:], False))
     if target.version == 4:
@@ -64,13 +79,6 @@ def fragments(target: IpAddress, client: IpAddress, port: int, fill: bytes) -> l
         + data
         for offset, data, more in pieces
     ]
-
-
-def checksum(data: bytes) -> bytes:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack("!H", ~total & 0xFFFF)
 
 
 def datagrams_in_fragments(lab: Lab, version: int) -> set[bytes]:

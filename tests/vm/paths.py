@@ -113,7 +113,7 @@ class Path:
         family = sources[0].version
         return strike(
             Strike(self.far, self.far_device, self.mac()),
-            _Target(self.node, self.vip.get(family)),
+            (self.node, self.vip.get(family)),
             [*sources, self.client.get(family)],
         )[:-1]
 
@@ -127,14 +127,8 @@ class Strike:
     mac: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    namespace: Namespace
-    address: IpAddress
-
-
 def strike(
-    origin: Strike, target: tuple[Namespace, IpAddress] | _Target, sources: Sequence[IpAddress]
+    origin: Strike, target: tuple[Namespace, IpAddress], sources: Sequence[IpAddress]
 ) -> list[IpAddress]:
     """Send one datagram from each source and say which arrived, in order.
 
@@ -143,14 +137,14 @@ def strike(
     Raises:
         TimeoutError: the last one did not arrive.
     """
-    where = target if isinstance(target, _Target) else _Target(*target)
+    namespace, address = target
     first = next(_payloads)
     frames = [
-        _frame(origin, source, where.address, str(first).encode() + b"/" + str(number).encode())
+        _frame(origin, source, address, str(first).encode() + b"/" + str(number).encode())
         for number, source in enumerate(sources)
     ]
     found: list[IpAddress] = []
-    with _bound(where.namespace, where.address, PORT) as server:
+    with _bound(namespace, address, PORT) as server:
         with origin.namespace.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
             raw.bind((origin.device, 0))
             for data in frames:

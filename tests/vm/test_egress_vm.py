@@ -13,7 +13,7 @@ from datapath.controller import Controller
 from datapath.policy import parse_policy
 from datapath.state import StateDirectory
 from tests.bpf.conftest import inside
-from tests.netns.equals import ISOLATED, overlapping
+from tests.netns.equals import ISOLATED, in_vrfs, overlapping
 from tools.lab import Lab
 from tools.lab.topology import FAMILIES, POD_A, POD_B, Pair, pair
 from tools.lab.traffic import ask_line, connect, datagrams
@@ -40,13 +40,7 @@ def _policy(lab: Lab) -> str:
         for pod, address, number, source, _ in ENTRIES
     )
     # Emulated, one more eBPF program costs most of a minute; it has no part in this.
-    text = lab.policy(extra=f"backend: nft\negress:\n{egress}", network_extra=ISOLATED)
-    first, second, rest = text.split(ISOLATED)
-    red, blue = (
-        f"{ISOLATED}    vrf: {{name: {name}, table: {table}, create: true}}\n"
-        for name, table in (("red", 1001), ("blue", 1002))
-    )
-    return f"{first}{red}{second}{blue}{rest}"
+    return in_vrfs(lab.policy(extra=f"backend: nft\negress:\n{egress}", network_extra=ISOLATED))
 
 
 @pytest.fixture(scope="module")

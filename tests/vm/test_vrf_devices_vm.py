@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def test_the_same_attempts_arrive_without_vrfs(ground: Ground) -> None:
-    """What the test above tries can succeed."""
+    """What test_vrf_vm.py tries in vain can succeed."""
     settled = ground.dump()
     ground.apply(ground.paths["given"].policy + UNCHECKED)
     with sent_to_the_node(ground.paths["given"], [POD_A, ELSEWHERE]):

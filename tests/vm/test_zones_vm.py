@@ -15,7 +15,7 @@ from datapath.policy import parse_policy
 from datapath.reconcile.steps import MoveConnections
 from datapath.state import StateDirectory
 from tests.bpf.conftest import inside
-from tests.netns.equals import ISOLATED, both, datagrams_in_fragments, overlapping
+from tests.netns.equals import ISOLATED, both, datagrams_in_fragments, each, in_vrfs, overlapping
 from tools.lab import Lab, Proto, probe_all, same_ports, vlan_cells
 from tools.lab.topology import FAMILIES, VIP_BACKENDS
 from tools.lab.traffic import ask_line
@@ -54,13 +54,8 @@ def test_every_cell_of_equal_clients_holds(isolated: tuple[Lab, Controller]) -> 
 def test_every_cell_of_equal_clients_holds_in_vrfs(tmp_path: Path) -> None:
     """Hooks run twice there; the pass that has the network's own device decides on the zone."""
     with Lab(networks=overlapping(), vlan="8021q") as lab:
-        first, second, rest = lab.policy(extra="backend: nft\n", network_extra=ISOLATED).split(ISOLATED)
-        red, blue = (
-            f"{ISOLATED}    vrf: {{name: {name}, table: {table}, create: true}}\n"
-            for name, table in (("red", 1001), ("blue", 1002))
-        )
+        text = in_vrfs(lab.policy(extra="backend: nft\n", network_extra=ISOLATED))
         with inside(lab.node.name):
-            text = f"{first}{red}{second}{blue}{rest}"
             Controller(StateDirectory(tmp_path)).apply(parse_policy(text.encode(), "vrfs.yaml"))
         for network in lab.networks:
             lab.announce(network)
@@ -82,8 +77,7 @@ def test_fragments_are_not_mixed(isolated: tuple[Lab, Controller], version: int)
 def test_open_connections_of_equal_clients_move(isolated: tuple[Lab, Controller]) -> None:
     lab, controller = isolated
     policy = lab.policy(extra="backend: nft\n", network_extra=ISOLATED)
-    first, second, rest = policy.split(ISOLATED)
-    moved = f"{first}{ISOLATED}    zone: 7\n{second}{ISOLATED}    zone: 8\n{rest}"
+    moved = each(policy, "    zone: 7\n", "    zone: 8\n")
     with ExitStack() as stack:
         socks = [
             sock
