@@ -24,7 +24,6 @@ _STOP_S: Final = 10.0
 _LOG_SHOWN: Final = 4000
 _PATIENCE_S: Final = 30.0 * PATIENCE
 
-
 _CONFIG: Final = """\
 {before}router bgp {own}{vrf}
  bgp router-id {address.v4}
@@ -110,7 +109,8 @@ class Frr:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        with self._stack:
+        with ExitStack() as cleanup:
+            cleanup.callback(self.close)
             # The daemons become the user `frr` at once, who may not enter the folders of a test.
             self._folder = Path(
                 self._stack.enter_context(tempfile.TemporaryDirectory(prefix="datapath-frr-"))
@@ -121,12 +121,16 @@ class Frr:
                 shutil.chown(path, "frr", "frr")
             for name in ("zebra", "bgpd"):
                 self.start(name)
-            self._stack = self._stack.pop_all()
+            cleanup.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop what runs of it, and remove its folder."""
         for name in reversed(list(self._daemons)):
             self.stop(name)
         self._stack.close()
