@@ -104,7 +104,7 @@ class Egress(PolicyModel):
     )
 
     @model_validator(mode="after")
-    def _has_sources(self) -> Egress:
+    def _consistent(self) -> Egress:
         if not self.sources and not self.set:
             raise RefusedError(
                 f"egress {shown(self.name)} has no sources",
