@@ -18,10 +18,10 @@ from datapath.policy.model import (
     Rules,
     Steering,
     Track,
-    VlanDevice,
 )
 from datapath.policy.probe import Probe
 from datapath.policy.source import PolicySource, Position
+from datapath.policy.vlan import VlanDevice
 from datapath.policy.vrf import Vrf
 
 __all__ = [
