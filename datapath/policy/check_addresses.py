@@ -272,6 +272,10 @@ def prefix_lists(readable: Readable) -> Iterator[Problem]:
         base: PolicyPath = ("networks", index)
         yield from duplicates((*base, "on_link"), network.on_link)
         yield from _everything((*base, "on_link"), network.on_link)
+        if network.vrf is not None:
+            # Every address would be the whole main table, and there would be no VRF any more.
+            yield from duplicates((*base, "vrf", "leak"), network.vrf.leak)
+            yield from _everything((*base, "vrf", "leak"), network.vrf.leak)
         check = network.reverse_path
         yield from duplicates((*base, "reverse_path", "allow"), check.allow)
         yield from duplicates((*base, "reverse_path", "deny"), check.deny)
