@@ -223,6 +223,9 @@ def test_a_set_is_filled_by_others_and_stays_filled(lab: Lab, state: Path) -> No
     assert "no drift" in command.datapath(lab, state, "status").stdout or _apply_again(lab, state, text)
     egress(lab, state, "remove", "jobs", "10.112.1.3")
     assert egress(lab, state, "get", "jobs") == "10.112.1.77\nfd00:10:112:1::/64\n"
+    # A wider prefix is no member, also where it begins as one does.
+    egress(lab, state, "set", "jobs", "10.112.8.0/24")
+    assert egress(lab, state, "remove", "jobs", "10.112.8.0/21") == "nothing to do: jobs: 1 member(s)\n"
     egress(lab, state, "set", "jobs")
     assert egress(lab, state, "get", "jobs") == ""
 
@@ -322,7 +325,7 @@ def test_a_device_without_an_address_drops_and_says_so(lab: Lab, state: Path) ->
         for family in FAMILIES:
             with datagrams(lab, "pod_a", outside.get(family), seconds=0.5) as sock:
                 sock.send(b"who")
-                with pytest.raises(OSError, match=r".*"):
+                with pytest.raises(TimeoutError):
                     sock.recv(10)
     assert capture.ways(outside.v4, outside.v6) == set()
     assert counters(lab)["web.no_address"] == 2
@@ -358,9 +361,9 @@ def test_a_missing_rule_or_device_lets_nothing_out_elsewhere(lab: Lab, state: Pa
         lab.node.run("ip", "-4", "rule", "flush", "protocol", "78")
         with datagrams(lab, "pod_a", outside.v4, seconds=0.3) as sock:
             sock.send(b"who")
-            with pytest.raises(OSError, match=r".*"):
+            with pytest.raises(TimeoutError):
                 sock.recv(10)
-        with pytest.raises(OSError, match=r".*"):
+        with pytest.raises(TimeoutError):
             ask_line(known, "who")
         assert counters(lab)["public.wrong_device"] >= 2
         assert capture.ways(outside.v4) == {("eth0.100", VIP[4])}
@@ -369,7 +372,7 @@ def test_a_missing_rule_or_device_lets_nothing_out_elsewhere(lab: Lab, state: Pa
         lab.node.run("ip", "link", "set", "eth0.100", "down")
         with datagrams(lab, "pod_a", outside.v4, seconds=0.3) as sock:
             sock.send(b"who")
-            with pytest.raises(OSError, match=r".*"):
+            with pytest.raises(TimeoutError):
                 sock.recv(10)
         lab.node.run("ip", "link", "set", "eth0.100", "up")
     assert {device for device, _ in capture.ways(outside.v4)} == {"eth0.100"}
