@@ -31,6 +31,8 @@ class Router:
         )
         self.namespace.ip(["link set uplink up"])
         self.add(*addresses)
+        for end in (node, self.namespace):
+            end.settle()
 
     def add(self, *addresses: str, device: str = "uplink") -> None:
         for address in addresses:

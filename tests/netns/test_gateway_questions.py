@@ -34,11 +34,9 @@ class Link:
         self.node, self.router = Namespace(f"{prefix}n"), Namespace(f"{prefix}r")
         for namespace in (self.node, self.router):
             namespace.create()
-        self.node.ip(
-            [
-                f"link add eth0 address {NODE} type veth peer name eth0 address {ROUTER} netns {self.router.name}"
-            ]
-        )
+        # Linux is slow to bring up pairs whose ends have one number: it takes them for devices without another below.
+        peer = f"peer name eth0 index 6 address {ROUTER} netns {self.router.name}"
+        self.node.ip([f"link add eth0 index 5 address {NODE} type veth {peer}"])
         self.router.ip(
             [
                 "link set eth0 up",
@@ -47,6 +45,8 @@ class Link:
             ]
         )
         self.node.ip(["link set eth0 up"])
+        for namespace in (self.node, self.router):
+            namespace.settle()
         self.wire = self.router.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         self.wire.bind(("eth0", ETH_P_ALL))
 

@@ -62,6 +62,7 @@ class Node:
         self.ns.create()
         for device in DEVICES:
             self.add_device(device)
+        self.ns.settle()
 
     def add_device(self, name: str) -> None:
         self.ns.ip(

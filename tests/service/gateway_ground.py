@@ -20,7 +20,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ class Ground(Node):
                 ["addr add 203.0.113.50/24 dev eth0", "-6 addr add 2001:db8:113::50/64 dev eth0 nodad"]
             )
         for namespace in (self.ns, self.link, self.outside, *self.routers.values()):
-            wait_until(partial(_is_up, namespace), "the devices take packets")
+            namespace.settle()
 
     def add_gateway(self, number: int, *, link_address: str = "") -> None:
         """A router between the link and the clients."""
@@ -236,14 +235,6 @@ class Ground(Node):
                     end.close()
             for sock in sockets:
                 sock.close()
-
-
-def _is_up(namespace: Namespace) -> bool:
-    """A new device gets its queue up to a second after its carrier (linkwatch); Linux drops what is sent before."""
-    return all(
-        "LOOPBACK" in link["flags"] or link["operstate"] == "UP"
-        for link in json.loads(namespace.run("ip", "-j", "link", "show", "up"))
-    )
 
 
 def _family(address: str) -> int:

@@ -24,6 +24,8 @@ RATE = 1000
 DEFAULT_CHECK, FAST_CHECK = "", "    gateway_check: {interval_ms: 15, hold_s: 1}\n"
 #: So many times what is promised to be lost at most, for a machine that is busy with other tests.
 GUARD = 5
+#: Packets by a gateway after which it is the one in use: far more than neighbours ask each other.
+_SETTLED = 300
 
 
 @pytest.fixture
@@ -60,13 +62,13 @@ def _fail_over(ground: Ground, check: str, way: str, family: int) -> Failover:
     with Daemon(ground).started() as daemon:
         assert wait_for_route(ground, family, has=first)
         with ground.traffic(RATE, families=(family,)) as result:
-            time.sleep(1)
+            wait_until(lambda: ground.sent_by(1) > _SETTLED, "answers by the first")
             if way == "link down":
                 ground.cut_gateway(1)
             else:
                 ground.remove_gateway(1)
             wait_for_route(ground, family, has=second)
-            time.sleep(1)
+            wait_until(lambda: ground.sent_by(2) > _SETTLED, "answers by the second")
         assert result["queue_drops"] == 0
         return Failover(
             daemon.events("gateway_down"),
@@ -185,7 +187,7 @@ def test_another_link_address_is_found_by_asking_everybody(two: Ground) -> None:
     two.policy.write_text(policy_of(range(1, 3), "    gateway_mode: active_standby\n"))
     with Daemon(two).started() as daemon:
         with two.traffic(RATE, families=(4, 6)) as result:
-            time.sleep(1)
+            wait_until(lambda: two.sent_by(1) > _SETTLED, "answers by the first")
             before = _neighbour(two, gateway_address(1, 4))
             two.routers[1].sysctl({"net/ipv4/conf/eth0/arp_notify": 0, "net/ipv6/conf/eth0/ndisc_notify": 0})
             two.routers[1].ip(["link set eth0 address 02:00:00:00:00:77"])

@@ -145,6 +145,8 @@ class Lab:
             | {f"net/ipv4/conf/{d}/rp_filter": v for d, v in self._rp_filter.devices.items()}
         )
         dnat_rules.install(self.node, self.dnat, self.networks)
+        for namespace in self.namespaces():
+            namespace.settle()
         self._observe()
         self._serve()
 

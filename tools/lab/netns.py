@@ -10,19 +10,24 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import itertools
+import json
 import os
 import re
 import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tools.lab.patience import PATIENCE
 
 T = TypeVar("T")
 
 _RUN = Path("/var/run/netns")
+_SETTLED_S = 20 * PATIENCE
 _CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _NAME = re.compile(r"^dp(?P<pid>\d+)x\d+-")
@@ -164,9 +169,37 @@ class Namespace:
             raise failure[0]
         return result[0]
 
+    def settle(self) -> None:
+        """Wait until every device with a carrier takes packets, and its addresses can be used.
+
+        Linux gives a new one its queue up to a second after its carrier (linkwatch), and drops what is sent before;
+        an IPv6 address is tentative until the kernel's worker has looked at it, although nobody is asked here.
+
+        Raises:
+            LabError: one does not.
+        """
+        end = time.monotonic() + _SETTLED_S
+        while waiting := [link["ifname"] for link in self._links() if not _takes_packets(link)]:
+            if time.monotonic() > end:
+                raise LabError(f"{self.name}: {', '.join(waiting)} have a carrier and take no packets")
+            time.sleep(0.01)
+
+    def _links(self) -> list[dict[str, Any]]:
+        links: list[dict[str, Any]] = json.loads(self.run("ip", "-d", "-j", "addr", "show", "up") or "[]")
+        return links
+
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket that lives in this namespace, whoever uses it."""
         return self.call(lambda: socket.socket(family, kind, protocol))
+
+
+def _takes_packets(link: Mapping[str, Any]) -> bool:
+    if "LOWER_UP" not in link["flags"]:
+        return True
+    # Neither loopback nor dummy says that it is up.
+    silent = "LOOPBACK" in link["flags"] or link.get("linkinfo", {}).get("info_kind") == "dummy"
+    tentative = any(address.get("tentative") for address in link.get("addr_info", ()))
+    return (silent or link["operstate"] == "UP") and not tentative
 
 
 def _loopback_up() -> None:

@@ -84,6 +84,8 @@ class Ground:
             raw = self._wire.socket(socket.AF_PACKET, socket.SOCK_RAW)
             raw.bind((device, 0))
             self._sockets[device] = raw
+        for namespace in (self.node, self._wire):
+            namespace.settle()
 
     def close(self) -> None:
         """Remove everything."""
