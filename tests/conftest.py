@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 _STRICT = os.environ.get("DATAPATH_CI") == "1"
 _IN_VM = "DATAPATH_VM_KERNEL" in os.environ
+
+# The tests start Python a thousand times. Where an image forbids compiled files, each start compiles all of ours again,
+# which is most of its time, and in an emulated machine most of the run.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_ignore_collect(collection_path: os.PathLike[str], config: Config) -> bool | None:
