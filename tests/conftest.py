@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.kernel_features import PROBES, SKIP_REASON_PREFIX, kernel_has
 
@@ -25,6 +26,10 @@ _IN_VM = "DATAPATH_VM_KERNEL" in os.environ
 # which is most of its time, and in an emulated machine most of the run.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Hypothesis gives an example 200 ms by itself: no test here says how long anything takes.
+settings.register_profile("datapath", deadline=None)
+settings.load_profile("datapath")
 
 
 def pytest_ignore_collect(collection_path: os.PathLike[str], config: Config) -> bool | None:
