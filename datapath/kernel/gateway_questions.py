@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from datapath.errors import KernelError
+from datapath.kernel.carrier import NO_CARRIER, has_carrier, takes_packets
 from datapath.kernel.device_addresses import source_for, usable_addresses
 from datapath.kernel.socket_filter import attach_answer_filter
 from datapath.plan.gateways import CheckMethod
@@ -61,13 +62,13 @@ class Questions(ABC):
         """Raises OSError: there is no such device, or it cannot be asked this way."""
         self.device = socket.if_nametoindex(device)
         self.family = family
+        self._links: dict[Address, bytes] = {}
         self._socket = self._open(device)
         self._sources: dict[Address, Address | None] = {}
 
     @abstractmethod
     def _open(self, device: str) -> socket.socket: ...
 
-    @abstractmethod
     def ask(self, target: Address, *, everybody: bool) -> None:
         """Send one question.
 
@@ -78,6 +79,25 @@ class Questions(ABC):
         Raises:
             OSError: it cannot be asked now.
         """
+        if not takes_packets(self._socket, self.device):
+            raise OSError(errno.ENOLINK, NO_CARRIER)
+        try:
+            self._ask(target, everybody=everybody)
+        except OSError as error:
+            # What a device says that has no queue yet, or a full one.
+            if error.errno == errno.ENOBUFS:
+                raise OSError(errno.ENOLINK, NO_CARRIER) from error
+            raise
+
+    def has_carrier(self) -> bool:
+        """Whether a question could have got out. Waits for whoever configures devices."""
+        try:
+            return has_carrier(self.device)
+        except KernelError:
+            return True
+
+    @abstractmethod
+    def _ask(self, target: Address, *, everybody: bool) -> None: ...
 
     @abstractmethod
     def _answered(self, data: bytes, sender: Any) -> Address | None:
@@ -97,6 +117,10 @@ class Questions(ABC):
             if address is not None:
                 found.add(address)
         return found
+
+    def link_address(self, target: Address) -> bytes:
+        """Of its last answer; empty where there was none, and for those who are asked by echo requests."""
+        return self._links.get(target, b"")
 
     def forget_sources(self) -> None:
         """The device's addresses may have changed."""
@@ -119,10 +143,9 @@ class ArpQuestions(Questions):
     """Who has that IPv4 address?"""
 
     def _open(self, device: str) -> socket.socket:
-        self._links: dict[Address, bytes] = {}
         return _packet_socket(device, _ETH_P_ARP, 4)
 
-    def ask(self, target: Address, *, everybody: bool) -> None:
+    def _ask(self, target: Address, *, everybody: bool) -> None:
         if everybody:
             self._links.pop(target, None)
         name, _, _, _, own = self._socket.getsockname()
@@ -153,10 +176,9 @@ class NeighbourQuestions(Questions):
     """Who has that IPv6 address?"""
 
     def _open(self, device: str) -> socket.socket:
-        self._links: dict[Address, bytes] = {}
         return _packet_socket(device, _ETH_P_IPV6, 6)
 
-    def ask(self, target: Address, *, everybody: bool) -> None:
+    def _ask(self, target: Address, *, everybody: bool) -> None:
         if everybody:
             self._links.pop(target, None)
         source = self._source(target)
@@ -199,7 +221,7 @@ class EchoQuestions(Questions):
             self._neighbours.close()
             raise
 
-    def ask(self, target: Address, *, everybody: bool) -> None:
+    def _ask(self, target: Address, *, everybody: bool) -> None:
         source = self._source(target)
         if source is None:
             self._sources.clear()

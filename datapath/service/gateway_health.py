@@ -60,6 +60,10 @@ class Health:
         self.is_up, self._held_until_s = False, now_s + self.check.hold_s * self._growth
         return True
 
+    def interrupted(self) -> None:
+        """It cannot be asked: what was not answered just before may have had the same reason."""
+        self.misses = 0
+
     @property
     def hold_s(self) -> float:
         """For which it stays down at least, since it went down last."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from datapath.kernel.carrier import NO_CARRIER
 from datapath.kernel.gateway_questions import Questions, questions
 from datapath.log import get_logger
 from datapath.observe.stats import ServiceStats
@@ -23,6 +24,11 @@ Down = dict[str, tuple[Address, ...]]
 _Wire = tuple[str, int, CheckMethod]
 #: Addresses of devices change, and nobody says so here; link-local ones come by themselves.
 _SOURCES_S = 5.0
+#: A switch learns for half a minute what is behind a port that came up, where nobody told it not to (802.1D).
+_SETTLE_S = 30.0
+_SILENT = "nobody on the device has answered since it could be asked again"
+#: The socket is as good as before when it is over.
+_PASSING = (errno.EADDRNOTAVAIL, errno.ENOLINK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class GatewayWatch:
         self._health: dict[tuple[str, Address], Health] = {}
         self._asked: set[tuple[str, Address]] = set()
         self._due: dict[float, float] = {}
+        self._settling: dict[str, float] = {}
         self._wires: dict[_Wire, Questions] = {}
         self._sources_at_s = 0.0
 
@@ -89,6 +96,11 @@ class GatewayWatch:
         return {network: tuple(sorted(addresses, key=_order)) for network, addresses in found.items()}
 
     @property
+    def unasked(self) -> frozenset[tuple[str, Address]]:
+        """Those that cannot be asked now."""
+        return frozenset(key for key, health in self._health.items() if health.problem)
+
+    @property
     def health(self) -> Mapping[tuple[str, Address], Health]:
         return self._health
 
@@ -111,27 +123,42 @@ class GatewayWatch:
             health = self._health[check.key]
             if check.address in answers.get(_wire(check), ()):
                 self._asked.discard(check.key)
+                self._settling.pop(check.device, None)
                 if health.answered(now_s):
                     changes.append(Change(check, is_up=True))
             if check.interval_s not in due:
                 continue
-            if check.key in self._asked and health.missed(now_s):
+            problem = self._link_problem(check, health, now_s)
+            if not problem and check.key in self._asked and health.missed(now_s):
                 changes.append(Change(check, is_up=False, hold_s=health.hold_s))
-            changes += self._ask_one(check, health)
+            changes += self._ask_one(check, health, problem, now_s)
         return changes
 
-    def _ask_one(self, check: GatewayCheck, health: Health) -> list[Change]:
+    def _link_problem(self, check: GatewayCheck, health: Health, now_s: float) -> str:
+        """Why the last question may not have got out. Only looked at where it matters: the kernel may take its time."""
+        wire, was_asked = self._wires.get(_wire(check)), check.key in self._asked
+        if wire is None or not (health.problem or (health.is_up and was_asked)):
+            return ""
+        if not wire.has_carrier():
+            return NO_CARRIER
+        return _SILENT if was_asked and now_s < self._settling.get(check.device, now_s) else ""
+
+    def _ask_one(self, check: GatewayCheck, health: Health, problem: str, now_s: float) -> list[Change]:
         """One that cannot be asked is left as it is: that says something about this node, not about the gateway."""
         self._asked.discard(check.key)
-        before, problem = health.problem, ""
+        before = health.problem
         try:
-            self._open(check).ask(check.address, everybody=health.misses > 0)
+            if problem != NO_CARRIER:
+                self._open(check).ask(check.address, everybody=health.misses > 0)
+                self._asked.add(check.key)
         except OSError as error:
             problem = error.strerror or str(error)
-            if error.errno != errno.EADDRNOTAVAIL:
+            if error.errno not in _PASSING:
                 self._close(check)
-        else:
-            self._asked.add(check.key)
+        if problem and problem != _SILENT:
+            self._settling[check.device] = now_s + _SETTLE_S
+        if problem:
+            health.interrupted()
         health.problem = problem
         return [Change(check, health.is_up, problem=problem)] if problem and problem != before else []
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import select
 import socket
 import time
@@ -11,8 +13,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
+from datapath.kernel.carrier import NO_CARRIER, has_carrier
 from datapath.kernel.gateway_questions import Questions, questions
-from datapath.plan.gateways import CheckMethod
+from datapath.plan.gateways import CheckMethod, GatewayCheck
+from datapath.service.gateways import GatewayWatch
+from tests.service.daemon import wait_until
 from tools.lab.netns import Namespace, new_prefix, remove
 
 pytestmark = pytest.mark.root
@@ -80,6 +85,9 @@ class Link:
                 found.append(frame)
         return found
 
+    def operstate(self) -> str:
+        return str(json.loads(self.node.run("ip", "-j", "link", "show", "dev", "eth0"))[0]["operstate"])
+
     def neighbours_of_router(self) -> str:
         return self.router.run("ip", "neigh", "show", "dev", "eth0")
 
@@ -111,7 +119,8 @@ def test_who_is_there_answers_and_who_is_gone_does_not(link: Link, family: int, 
     try:
         link.ask(asker, everybody=False)
         assert answered(asker) == {GATEWAY[family]}
-        link.router.ip(["link set eth0 down"])
+        # Its link stays: a question that cannot get out is another matter.
+        link.router.ip(["addr flush dev eth0"])
         link.ask(asker, everybody=False)
         time.sleep(0.3)
         assert asker.answers() == set()
@@ -209,6 +218,86 @@ def test_answers_to_others_do_not_count(link: Link) -> None:
     finally:
         for asker in askers:
             asker.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_link_that_is_down_cannot_be_asked_by(link: Link, family: int) -> None:
+    """Not even a moment after its carrier is back: without a queue, Linux drops what is sent."""
+    asker = link.open(family)
+    try:
+
+        def is_answered() -> bool:
+            # The other end may have no queue yet.
+            link.ask(asker, everybody=True)
+            time.sleep(0.1)
+            return asker.answers() == {GATEWAY[family]}
+
+        for _ in range(2):
+            wait_until(is_answered, "it answers")
+            link.router.ip(["link set eth0 down"])
+            wait_until(lambda: link.operstate() != "UP", "the link watch has seen it")
+            with pytest.raises(OSError, match="no carrier"):
+                link.node.call(lambda: asker.ask(GATEWAY[family], everybody=False))
+            link.router.ip(["link set eth0 up"])
+            if family == 6:
+                link.router.ip(["-6 addr replace 2001:db8:9::1/64 dev eth0 nodad"])
+    finally:
+        asker.close()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        *(
+            pytest.param(k, marks=pytest.mark.kernel_feature(feature))
+            for k, feature in (("vlan", "8021q"), ("macvlan", "macvlan"))
+        ),
+    ],
+)
+def test_a_carrier_that_is_gone_is_seen_at_once_on_the_devices_above_it_too(link: Link, kind: str) -> None:
+    """The link watch tells a VLAN of it up to a second later, if any device of the machine changed before."""
+    device = kind and "upper0"
+    if kind:
+        number = " id 5" if kind == "vlan" else ""
+        link.node.ip([f"link add link eth0 name upper0 type {kind}{number}", "link set upper0 up"])
+    index = link.node.call(lambda: socket.if_nametoindex(device or "eth0"))
+    wait_until(lambda: link.node.call(lambda: has_carrier(index)), "it has a carrier")
+    for _ in range(5):
+        link.router.ip(["link set eth0 down"])
+        assert not link.node.call(lambda: has_carrier(index))
+        link.router.ip(["link set eth0 up"])
+        wait_until(lambda: link.node.call(lambda: has_carrier(index)), "it is back")
+    link.node.ip([f"link del {device or 'eth0'}"])
+    assert not link.node.call(lambda: has_carrier(index))
+
+
+@pytest.mark.vm
+@pytest.mark.kernel_feature("dummy")
+def test_a_carrier_that_the_link_watch_has_not_seen_is_no_miss() -> None:
+    """As on hardware: events of a device that is no end of a pair wait until a second after the last one."""
+    namespace = Namespace(f"{new_prefix()}w")
+    namespace.create()
+    check = GatewayCheck("n", "d0", GATEWAY[4], CheckMethod.NEIGHBOUR, 0.2, 3, 5, 5.0)
+    watch = GatewayWatch()
+    try:
+        namespace.ip(["link add d0 type dummy", "link add d1 type dummy", "link set d0 up", "link set d1 up"])
+        watch.follow((check,), {}, 0.0)
+        clock = itertools.count()
+        for lost in (False, True):
+            if lost:
+                namespace.ip(["link set d1 carrier off", "link set d0 carrier off"])
+            changes = [change for _ in range(9) for change in namespace.call(lambda: watch.ask(next(clock)))]
+            # Nobody answers behind a dummy. One question was under way when the carrier went.
+            assert [(change.is_up, change.problem) for change in changes] == (
+                [(True, NO_CARRIER)] if lost else [(False, "")]
+            )
+            if not lost:
+                watch.follow((), {}, 0.0)
+                watch.follow((check,), {}, 0.0)
+    finally:
+        watch.close()
+        remove(namespace.name)
 
 
 def test_a_device_that_has_no_neighbours_is_refused() -> None:

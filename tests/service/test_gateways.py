@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from datapath.kernel.carrier import NO_CARRIER
 from tests.service.daemon import Daemon, wait_until
 from tests.service.gateway_ground import Ground, gateway_address, policy_of, wait_for_route
 
@@ -305,6 +306,44 @@ def test_a_device_that_goes_and_comes_says_nothing_about_gateways(two: Ground) -
         two.cut_gateway(2)
         daemon.wait_for("gateway_down")
         wait_for_route(two, 4, lacks=gateway_address(2, 4))
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["link watch at once", "link watch late"])
+def test_a_link_without_a_carrier_says_nothing_about_gateways(two: Ground, is_late: bool) -> None:
+    """The switch port of the node is down, and comes back. Linux drops what is sent meanwhile, and says nothing.
+
+    Linux looks at its links once a second at most. Where another one has changed just before, the device looks as if
+    it took packets for longer than three questions take.
+    """
+    two.policy.write_text(policy_of(range(1, 3), "    gateway_check: {interval_ms: 20, hold_s: 1}\n"))
+    with Daemon(two).started() as daemon:
+        both = two.default_route(4)
+        if is_late:
+            two.ns.ip(["link set p-eth1 down", "link set p-eth1 up"])
+        two.link.ip(["link set p-eth0 down"])
+        # Each gateway, of both families.
+        daemon.wait_for("gateway_cannot_be_asked", 4)
+        time.sleep(0.5)
+        assert {event["reason"] for event in daemon.events("gateway_cannot_be_asked")} == {NO_CARRIER}
+        # Like a switch, the bridge forwards nothing for a while when the port is up again.
+        two.link.ip(["link set p-eth0 up"])
+        wait_until(lambda: _operstate(two) == "UP", "the device takes packets")
+        time.sleep(1.5)
+        assert not daemon.events("gateway_down")
+        assert not daemon.events("gateways_switched")
+        assert two.default_route(4) == both
+        # They are asked again.
+        two.routers[2].ip(["link set eth0 down"])
+        daemon.wait_for("gateway_down", 2)
+        wait_for_route(two, 4, lacks=gateway_address(2, 4))
+        assert {event["gateway"] for event in daemon.events("gateway_down")} == {
+            gateway_address(2, 4),
+            gateway_address(2, 6),
+        }
+
+
+def _operstate(ground: Ground) -> str:
+    return str(json.loads(ground.ns.run("ip", "-j", "link", "show", "dev", "eth0"))[0]["operstate"])
 
 
 def test_teardown_leaves_nothing(two: Ground) -> None:

@@ -44,6 +44,17 @@ def test_down_after_as_many_misses_as_told_and_not_one_earlier() -> None:
     assert (clock.health.is_up, clock.switches) == (False, 1)
 
 
+def test_misses_around_a_time_without_questions_do_not_add_up() -> None:
+    clock = Clock(Health(CHECK))
+    for _ in range(5):
+        clock.ask(2, answers=False)
+        clock.health.interrupted()
+    assert clock.health.is_up
+    clock.ask(3, answers=False)
+    clock.health.interrupted()
+    assert not clock.health.is_up, "it was down before"
+
+
 def test_up_only_after_the_hold_time_and_answers_in_a_row() -> None:
     clock = Clock(Health(CHECK))
     clock.ask(3, answers=False)
