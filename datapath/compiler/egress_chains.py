@@ -18,6 +18,7 @@ from datapath.compiler.marks import Classification
 from datapath.compiler.prefixes import ranges_of
 from datapath.plan.egress import (
     ENTRY_DROPS,
+    LOG_GROUP,
     NETWORK_DROPS,
     NETWORKS_MAP,
     OPENED,
@@ -209,8 +210,7 @@ def _classify_chains(
         item = one.item
         for family, match in one.matches(_ORIGINAL):
             if item.plan.lacks_address(family):
-                counter = counter_name(item.entry.name, EgressDrop.NO_ADDRESS)
-                text = f'{match} counter name "{counter}" drop'
+                text = f"{match} {_dropped(item.entry.name, EgressDrop.NO_ADDRESS)}"
                 new.append(NftRule(text, f"{item.origin}.source_ip: the device has no IPv{family} address"))
             else:
                 new.append(NftRule(f"{match} goto egress-open.{item.network.name}", f"{item.origin}.sources"))
@@ -340,5 +340,10 @@ def _anonymous(names: list[str]) -> str:
 
 
 def _drop(match: str, owner: str, drop: EgressDrop, origin: str) -> NftRule:
-    text = f'counter name "{counter_name(owner, drop)}" drop'
-    return NftRule(f"{match} {text}".strip(), f"{origin} {drop}")
+    return NftRule(f"{match} {_dropped(owner, drop)}".strip(), f"{origin} {drop}")
+
+
+def _dropped(owner: str, drop: EgressDrop) -> str:
+    """Counted, and shown to who watches: a log group without a reader costs a look at whether there is one."""
+    name = counter_name(owner, drop)
+    return f'counter name "{name}" log prefix "{name}" group {LOG_GROUP} drop'

@@ -13,6 +13,7 @@ import nftables
 
 from datapath.errors import DatapathError
 from datapath.kernel import bpf
+from datapath.plan.egress import LOG_GROUP
 from datapath.plan.ingress import IngressProgram
 
 _CLONE_NEWNET: Final = 0x40000000
@@ -22,6 +23,12 @@ _TABLE = "add table inet t; add chain inet t c { type filter hook prerouting pri
 _NFT: Final = {
     "nft": _TABLE,
     "nft ct": f"{_TABLE} add rule inet t c ct mark set ct mark and 0xff ct direction reply counter",
+    "nft egress": (
+        f"{_TABLE} add chain inet t n {{ type nat hook postrouting priority 90; }}; "
+        "add rule inet t n ct original ip saddr 192.0.2.1 fib daddr type unicast "
+        "snat ip to jhash ip saddr mod 2 seed 1 map { 0 : 192.0.2.2, 1 : 192.0.2.3 }; "
+        f'add rule inet t c log prefix "t" group {LOG_GROUP} drop'
+    ),
     "nft fib": f"{_TABLE} add rule inet t c fib saddr . iif oif missing drop",
     "nft route chain": "add table inet t; add chain inet t c { type route hook output priority -140; }",
     "nft vmap": f"{_TABLE} add chain inet t d; add rule inet t c ct mark and 0xff vmap {{ 1 : goto d }}",

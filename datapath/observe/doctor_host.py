@@ -35,6 +35,11 @@ _FEATURES: dict[str, tuple[bool, str, str]] = {
         "replies of sockets on this node (host-network backends) leave by the default route",
         "build nft_chain_route (in nf_tables since 5.2)",
     ),
+    "nft egress": (
+        False,
+        "a policy with `egress` cannot be applied",
+        "load nft_chain_nat, nft_nat, nft_hash, nft_fib_inet, nft_log and nfnetlink_log",
+    ),
     "nft fib": (
         False,
         "the nftables backend cannot check sources: only eBPF can serve here",

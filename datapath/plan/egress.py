@@ -43,6 +43,8 @@ ENTRY_DROPS = (EgressDrop.LATE, EgressDrop.UNTRACKED)
 OPENED = "opened"
 #: What the name of every such counter begins with.
 EGRESS_COUNTER = "egress"
+#: Of nfnetlink_log, where dropped packets go while somebody watches: 0x6470, "dp".
+LOG_GROUP = 25_712
 
 
 def egress_name(network: str) -> str:
@@ -53,6 +55,13 @@ def egress_name(network: str) -> str:
 def counter_name(owner: str, what: str) -> str:
     """Name of the counter object of an entry or a network."""
     return f"{EGRESS_COUNTER}.{owner}.{what}"
+
+
+def owner_and_drop(name: str) -> tuple[str, EgressDrop] | None:
+    """The entry or network of a counter's name and why its packets are dropped; None for other names."""
+    kind, _, rest = name.partition(".")
+    owner, _, what = rest.rpartition(".")
+    return (owner, EgressDrop(what)) if kind == EGRESS_COUNTER and what in set(map(str, EgressDrop)) else None
 
 
 def members_set(entry: str, family: int) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tc eBPF program: compiled with bcc in a child process, handled here through libbpf and tc."""
 
-from datapath.kernel.bpf.drops import Drop, DropReader, iter_drops
+from datapath.kernel.bpf.drops import Drop, DropReader
 from datapath.kernel.bpf.ingress import (
     ActualProgram,
     IngressDiff,
@@ -41,7 +41,6 @@ __all__ = [
     "compare_ingress",
     "desired_digest",
     "detach",
-    "iter_drops",
     "load_ingress",
     "observe_ingress",
     "read_counters",

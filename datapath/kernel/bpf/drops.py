@@ -22,7 +22,6 @@ from datapath.kernel.bpf.ringbuf import RingBuffer
 from datapath.plan.ingress import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
 _LEASE_S: Final = 3.0
@@ -113,6 +112,10 @@ class DropReader:
     ) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        """Readable while samples are there."""
+        return self._ring.fileno()
+
     def close(self) -> None:
         """Stop the sampling."""
         self._write_control(until_ns=0, reader=0)
@@ -136,29 +139,11 @@ class DropReader:
         self._write_control(until_ns=until, reader=os.getpid())
 
     def poll(self, timeout_s: float) -> list[Drop]:
-        """Samples that are there, or the first to come within the timeout (at most a lease at a time)."""
+        """Samples that are there, or the first to come within the timeout (at most a lease at a time).
+
+        To be called every second, or the sampling ends.
+        """
         self._renew()
         wait_ms = int(min(timeout_s, _LEASE_S / 2) * 1000)
         # What an earlier reader left behind is older than this one.
         return [drop for drop in map(_decode, self._ring.poll(wait_ms)) if drop.time_ns >= self._start_ns]
-
-
-def iter_drops(program_id: int, *, seconds: float | None = None, per_second: int = 100) -> Iterator[Drop]:
-    """Dropped packets as they happen; closes with the generator.
-
-    Args:
-        program_id: of the attached program.
-        seconds: how long, or until closed.
-        per_second: most samples per second and CPU; the rest are only counted.
-
-    Raises:
-        ConflictError: somebody else is watching.
-        KernelError: the program is gone.
-    """
-    end = None if seconds is None else time.monotonic() + seconds
-    with DropReader(program_id, per_second=per_second) as reader:
-        while True:
-            left = _LEASE_S if end is None else end - time.monotonic()
-            if left <= 0:
-                return
-            yield from reader.poll(left)

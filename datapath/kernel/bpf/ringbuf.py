@@ -39,6 +39,10 @@ class RingBuffer:
         self._samples.append(ctypes.string_at(data, size))
         return 0
 
+    def fileno(self) -> int:
+        """Readable while samples are there."""
+        return int(library().ring_buffer__epoll_fd(ctypes.c_void_p(self._ring)))
+
     def poll(self, timeout_ms: int) -> list[bytes]:
         """Samples that are there, else those that come within the timeout.
 

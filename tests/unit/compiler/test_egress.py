@@ -96,7 +96,11 @@ def test_own_address_of_the_device(addresses: list[str], chosen: str | None) -> 
     (found,) = plan.egress
     assert [str(address) for address in found.addresses] == ([chosen] if chosen else [])
     (verdict,) = [text for text in rules(plan, "egress-new") if "sources4.web" in text]
-    assert verdict.endswith("goto egress-open.n0" if chosen else 'counter name "egress.web.no_address" drop')
+    assert verdict.endswith(
+        "goto egress-open.n0"
+        if chosen
+        else 'counter name "egress.web.no_address" log prefix "egress.web.no_address" group 25712 drop'
+    )
     assert bool([note for note in plan.notes if "are dropped until it has one" in note.text]) == (not chosen)
 
 
