@@ -57,6 +57,7 @@ class HostView:
         rp_filter_drops: packets that the kernel's reverse-path filter dropped since boot.
         marks: rules of others that write marks.
         daemon: pid of the daemon of this state directory; None where none runs.
+        packet_sockets: that the daemon has open; None where that cannot be seen.
     """
 
     directory: DirectoryView
@@ -71,10 +72,12 @@ class HostView:
     rp_filter_drops: int = 0
     marks: tuple[ForeignMark, ...] = ()
     daemon: int | None = None
+    packet_sockets: int | None = None
 
 
 def observe_host(directory: StateDirectory) -> HostView:
     """Everything at once; takes about a second, most of it for the eBPF compiler."""
+    daemon = lock_holder(directory.path / DAEMON_LOCK)
     return HostView(
         directory=_directory(directory),
         is_root=os.geteuid() == 0,
@@ -87,7 +90,8 @@ def observe_host(directory: StateDirectory) -> HostView:
         conntrack=_conntrack(),
         rp_filter_drops=_rp_filter_drops(),
         marks=observe_marks(),
-        daemon=lock_holder(directory.path / DAEMON_LOCK),
+        daemon=daemon,
+        packet_sockets=None if daemon is None else packet_sockets(daemon),
     )
 
 
@@ -165,3 +169,14 @@ def lock_holder(path: Path) -> int | None:
         if len(words) == 8 and words[1] == "FLOCK" and words[5] == wanted:
             return int(words[4])
     return None
+
+
+def packet_sockets(pid: int) -> int | None:
+    """How many a process has open: one that may not have any cannot ask neighbours."""
+    folder = Path("/proc", str(pid))
+    try:
+        lines = (folder / "net/packet").read_text(encoding="ascii").splitlines()[1:]
+        links = {str(entry.readlink()) for entry in (folder / "fd").iterdir()}
+    except OSError:
+        return None
+    return sum(f"socket:[{line.split()[-1]}]" in links for line in lines)

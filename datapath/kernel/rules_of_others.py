@@ -50,6 +50,16 @@ def nft_rules() -> Iterator[NftRuleOfOthers]:
             yield NftRuleOfOthers(where, (rule["family"], rule["table"]), rule["expr"])
 
 
+def source_nat_chains() -> Iterator[tuple[str, int]]:
+    """Where others translate sources with nftables, and at which priority; the first that does decides."""
+    for item in list_nft("chains", terse=True):
+        chain = item.get("chain", {})
+        if (chain.get("type"), chain.get("hook")) != ("nat", "postrouting"):
+            continue
+        if (chain["family"], chain["table"]) != (TABLE_FAMILY, TABLE_NAME):
+            yield f"nft table {chain['family']} {chain['table']}, chain {chain['name']}", int(chain["prio"])
+
+
 def iptables_rules() -> Iterator[IptablesRule]:
     """All rules of both flavours and families."""
     for program in _IPTABLES:

@@ -17,10 +17,15 @@ from datapath.kernel.guardian import boot_clock_s
 from datapath.kernel.host import HostView, observe_host
 from datapath.kernel.observer import observe, observe_facts, tables_of_others
 from datapath.kernel.rtnl import Rtnl
+from datapath.kernel.rules_of_others import source_nat_chains
+from datapath.kernel.who_answers import who_answers
 from datapath.kernel.zones_in_use import observe_zones
+from datapath.observe.doctor_egress import address_questions
+from datapath.observe.doctor_gateways import gateway_questions
 from datapath.observe.doctor_host import check_host
-from datapath.observe.doctor_policy import PolicyView, check_marks_without_policy, check_policy
+from datapath.observe.doctor_policy import check_marks_without_policy, check_policy
 from datapath.observe.findings import Finding, Report, fail, ok
+from datapath.observe.policy_view import PolicyView
 from datapath.plan.model import Plan
 from datapath.policy import LoadedPolicy
 from datapath.reconcile.diff import reconcile
@@ -88,4 +93,16 @@ def _view(state: State, loaded: LoadedPolicy | None, host: HostView) -> PolicyVi
     changes = reconcile(actual, plan, state.record)
     zones = observe_zones() if any(ids.zone for ids in plan.ids) else {}
     drift = changes.steps if is_in_force else ()
-    return PolicyView(loaded.policy, plan, actual, state, drift, changes.waiting, is_in_force, zones)
+    return PolicyView(
+        loaded.policy,
+        plan,
+        actual,
+        state,
+        drift,
+        changes.waiting,
+        is_in_force,
+        zones,
+        links=facts.links,
+        heard=who_answers((*gateway_questions(plan), *address_questions(plan))),
+        source_nat=tuple(source_nat_chains()) if plan.egress else (),
+    )

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from datapath.kernel.host import HostView
+from datapath.observe.doctor_egress import check_egress
+from datapath.observe.doctor_gateways import check_gateways
 from datapath.observe.doctor_host import bits_used, free_profiles
 from datapath.observe.doctor_vrf import check_vrfs
 from datapath.observe.doctor_zones import check_zones
 from datapath.observe.findings import Finding, fail, ok, warn
-from datapath.plan.model import Plan
-from datapath.policy import Policy
+from datapath.observe.policy_view import PolicyView
 from datapath.policy.marks import capacity
 from datapath.reconcile.actual import Actual
 from datapath.reconcile.conflicts import find_conflicts, users_of_our_tables
-from datapath.reconcile.steps import Step
 from datapath.state import State
 
 _CONF = re.compile(r"net/ipv4/conf/(?P<device>[^/]+)/(?P<name>[^/]+)\Z")
@@ -27,27 +26,6 @@ _CILIUM, _OVN = "cilium_host", "ovn-k8s-mp0"
 #: OVN-Kubernetes deletes rules of others at these priorities.
 _OVN_PRIORITIES = frozenset({2000, 6000})
 _NAMED = 8
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyView:
-    """A policy on this node.
-
-    Attributes:
-        drift: steps that would make the kernel as the plan says.
-        waiting: devices that are missing or down.
-        is_in_force: the policy is the one in force; else one that is to be.
-        zones: of connection tracking that others use, with who does; only looked at where ours are.
-    """
-
-    policy: Policy
-    plan: Plan
-    actual: Actual
-    state: State
-    drift: tuple[Step, ...] = ()
-    waiting: frozenset[str] = frozenset()
-    is_in_force: bool = True
-    zones: Mapping[int, str] = field(default_factory=dict)
 
 
 def check_policy(host: HostView, view: PolicyView, now_s: float) -> Iterator[Finding]:
@@ -63,6 +41,8 @@ def check_policy(host: HostView, view: PolicyView, now_s: float) -> Iterator[Fin
         yield from _arp(host, view)
     yield from _src_valid_mark(host, view)
     yield from check_vrfs(view.plan, view.actual)
+    yield from check_gateways(host, view)
+    yield from check_egress(view)
     yield from _network_manager(host, view)
     if view.is_in_force:
         yield from _drift(view)
@@ -143,14 +123,16 @@ def _others(view: PolicyView) -> Iterator[Finding]:
 
 
 def _forwarding(host: HostView, view: PolicyView) -> Iterator[Finding]:
-    families = {vip.version for network in view.policy.networks for vip in network.vip_prefixes}
+    families: set[int] = {vip.version for network in view.policy.networks for vip in network.vip_prefixes}
+    families |= {int(family) for entry in view.plan.egress for family in entry.families}
     off = sorted(family for family in families if not host.forwarding.get(family, True))
     for family in off:
         key = "net.ipv4.ip_forward" if family == 4 else "net.ipv6.conf.all.forwarding"
         yield warn(
             "forwarding",
             f"{key} is 0",
-            f"IPv{family} VIPs whose backends are pods cannot be reached; backends on the node itself can",
+            f"IPv{family} VIPs whose backends are pods cannot be reached; backends on the node itself can"
+            + ("; and what pods send (`egress`) goes nowhere" if view.plan.egress else ""),
             f"set {key}=1 (kubelet or the CNI plug-in usually do)",
         )
     if not off:

@@ -144,10 +144,16 @@ def _gateways(stats: ServiceStats) -> Iterator[Metric]:
     failures = CounterMetricFamily(
         "datapath_gateway_failures", "How often the gateway was found to be down.", labels=labels
     )
+    unasked = GaugeMetricFamily(
+        "datapath_gateway_unasked",
+        "1 while the gateway cannot be asked: then datapath_gateway_up is what it was before.",
+        labels=labels,
+    )
     for (network, address), is_up in sorted(watched.items(), key=str):
+        unasked.add_metric([network, str(address)], float((network, address) in stats.gateways_unasked))
         up.add_metric([network, str(address)], float(is_up))
         failures.add_metric([network, str(address)], stats.gateway_failures[network, address])
-    yield from (up, failures)
+    yield from (up, failures, unasked)
 
 
 def _steered(counters: dict[str, Counter]) -> Iterator[Metric]:

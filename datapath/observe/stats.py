@@ -49,6 +49,7 @@ class ServiceStats:
         heals: from event to repair.
         gateways: those that are watched, by network and address, and whether they are up.
         gateway_failures: how often they went down.
+        gateways_unasked: those of which nobody knows, because they cannot be asked.
         applied_at: Unix time of the last apply, 0 before the first.
     """
 
@@ -64,6 +65,7 @@ class ServiceStats:
     applies: Histogram = field(default_factory=Histogram)
     gateways: dict[GatewayKey, bool] = field(default_factory=dict)
     gateway_failures: Counter[GatewayKey] = field(default_factory=Counter)
+    gateways_unasked: frozenset[GatewayKey] = frozenset()
     apply_failed: bool = False
     policy_rejected: bool = False
     applied_at: float = 0.0

@@ -206,6 +206,7 @@ class Service:
     def _ask_gateways(self) -> None:
         now = time.monotonic()
         changes = self._gateways.ask(now)
+        self._stats.gateways_unasked = self._gateways.unasked
         self._ask_gateways_later()
         for change in changes:
             report_change(change, self._gateways.down, self._stats)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.daemon import DEVICES, FIRST, SECOND, Node, policy
+from tests.service.daemon import DEVICES, FIRST, SECOND, Daemon, Node, policy, wait_until
 
 pytestmark = [pytest.mark.root]
 
@@ -69,6 +69,46 @@ def test_everything_is_as_before_the_reboot(node: Node) -> None:
     # History goes on where it was.
     numbers = [item["number"] for item in json.loads(_run(node, "history", "--json"))]
     assert numbers == [1, 2, 3]
+
+
+EGRESS = """egress:
+  - {name: jobs, network: first, set: true, source_ip: ["203.0.113.10", "2001:db8:113::10"]}
+"""
+
+
+def test_members_of_egress_sets_are_there_before_the_network_is(node: Node) -> None:
+    """From the first packet on: pods start before the program that names them does."""
+    members = "10.112.1.3\n10.112.7.0/24\nfd00:10:112:1::3\n"
+    _apply(node, policy(FIRST) + EGRESS)
+    _run(node, "egress", "set", "jobs", *members.split())
+    before = node.snapshot()
+    assert "10.112.7.0/24" in before["table"]
+    _reboot(node, devices=())
+    _run(node, "restore")
+    for device in DEVICES:
+        node.add_device(device)
+    assert _run(node, "egress", "get", "jobs") == members
+    table = node.snapshot()["table"]
+    assert "10.112.7.0/24" in table
+    assert "fd00:10:112:1::3" in table
+    # The daemon, when it starts, and a program that adds one more, both go on from there.
+    with Daemon(node).started():
+        wait_until(lambda: node.has(before), "all is as it was")
+        assert _run(node, "egress", "add", "jobs", "10.112.1.4") == "jobs: 4 member(s)\n"
+    with Daemon(node).started():
+        assert "10.112.1.4" in node.snapshot()["table"]
+    assert _run(node, "egress", "get", "jobs").split() == sorted([*members.split(), "10.112.1.4"])
+    assert "no drift" in _run(node, "status")
+
+
+def test_a_set_that_was_emptied_is_empty_after_the_reboot(node: Node) -> None:
+    _apply(node, policy(FIRST) + EGRESS)
+    _run(node, "egress", "set", "jobs", "10.112.1.3")
+    _run(node, "egress", "set", "jobs")
+    _reboot(node)
+    _run(node, "restore")
+    assert _run(node, "egress", "get", "jobs") == ""
+    assert "10.112.1.3" not in node.snapshot()["table"]
 
 
 def test_a_change_on_probation_is_not_restored(node: Node) -> None:

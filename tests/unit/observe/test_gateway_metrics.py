@@ -52,5 +52,14 @@ def test_one_that_cannot_be_asked_is_no_failure() -> None:
     assert stats.gateways == {("n", FIRST): True}
 
 
+def test_those_that_cannot_be_asked() -> None:
+    stats = ServiceStats(
+        gateways={("n", FIRST): True, ("n", SECOND): True}, gateways_unasked=frozenset({("n", SECOND)})
+    )
+    text = scraped(stats)
+    assert 'datapath_gateway_unasked{gateway="10.0.0.1",network="n"} 0.0' in text
+    assert 'datapath_gateway_unasked{gateway="10.0.0.2",network="n"} 1.0' in text
+
+
 def test_nothing_where_none_is_watched() -> None:
     assert not scraped(ServiceStats())
