@@ -100,6 +100,8 @@ def _vng_command(
         str(image.vmlinuz),
         # Emulation only: the lane must mean the same where there is no /dev/kvm.
         "--disable-kvm",
+        # Else it waits for a virtiofsd that Debian 12 has in a form too old for it, and takes 9p then.
+        "--force-9p",
         "--user=root",
         f"--memory={_MEMORY}",
         f"--cpus={os.cpu_count() or 1}",
