@@ -16,13 +16,12 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final, Self
 
 from datapath.errors import ConflictError, KernelError
-from datapath.kernel.netlink import HEADER, attribute, attributes, text
+from datapath.kernel.netlink import HEADER, NETLINK_NETFILTER, attribute, attributes, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-_NETLINK_NETFILTER: Final = 12
 #: linux/netfilter/nfnetlink_log.h: NFNL_SUBSYS_ULOG with NFULNL_MSG_PACKET and NFULNL_MSG_CONFIG.
 _PACKET, _CONFIG = 0x400, 0x401
 _F_REQUEST, _F_ACK, _ERROR = 0x1, 0x4, 2
@@ -90,7 +89,7 @@ class PacketLog:
         self.tells_connections = True
         self._second, self._taken, self._is_bound, self._sequence = 0, 0, False, 0
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
         try:
             self._socket.bind((0, 0))
             self._bind()
