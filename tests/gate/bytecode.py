@@ -123,8 +123,10 @@ class Walk:
                 if (register == int(compare[2], 16)) != (compare[1] == "eq"):
                     return "continue", ""
             elif store := _STORE.match(expression):
-                field_ = "mark" if store[1] == "meta" else "ct_mark"
-                self.packet = replace(self.packet, **{field_: register})
+                if store[1] == "meta":
+                    self.packet = replace(self.packet, mark=register)
+                else:
+                    self.packet = replace(self.packet, ct_mark=register)
             elif not expression.startswith(_ACTS):
                 register = self._computed(expression, register)
         return "continue", ""
