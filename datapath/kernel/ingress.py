@@ -94,8 +94,7 @@ def sync(desired: IngressProgram, *, clsact: frozenset[str], filtered: frozenset
             bpf.switch(loaded, state, diff.attach, filtered)
     else:
         _update_in_place(desired, state, diff, filtered)
-    for ifname in diff.detach:
-        bpf.detach(ifname)
+    bpf.detach(*diff.detach)
     needed = frozenset(desired.attachments) if state.hook is Hook.CLSACT else filtered
     tc.remove_clsact(*sorted(clsact - needed))
 

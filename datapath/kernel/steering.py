@@ -100,8 +100,7 @@ def trim(desired: SteeringProgram, *, clsact: frozenset[str]) -> None:
     """
     state = steering.observe_steering()
     diff = steering.compare_steering(desired, state)
-    for ifname in diff.detach:
-        attachments.detach(ifname, Direction.EGRESS)
+    attachments.detach(*diff.detach, direction=Direction.EGRESS)
     tc.remove_clsact(*sorted(clsact))
     if diff.program_id is not None and diff.removals:
         with LoadedSteering.open(diff.program_id) as kept:

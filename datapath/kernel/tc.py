@@ -8,6 +8,7 @@ place is a conflict, never replaced. The namespace is that of the process.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ _PARENTS: Final = {Direction.INGRESS: 0xFFFFFFF2, Direction.EGRESS: 0xFFFFFFF3}
 _CLSACT: Final = 0xFFFFFFF1
 _CLSACT_HANDLE: Final = 0xFFFF0000
 _CLSACT_KINDS: Final = frozenset({"clsact", "ingress"})
+#: Of a question for one filter: no such device; no such qdisc, or a filter of another kind has that priority.
+_NOTHING_THERE: Final = frozenset({errno.ENODEV, errno.EINVAL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,30 +237,42 @@ def _add_clsact(netlink: Netlink, operation: str, ifindex: int) -> None:
     _change(netlink, operation, request, harmless=frozenset({errno.EEXIST}))
 
 
-def detach_filter(ifname: str, direction: Direction = Direction.INGRESS) -> bool:
-    """Remove our filter; nothing of others.
+def detach_filters(ifnames: Sequence[str], direction: Direction = Direction.INGRESS) -> frozenset[str]:
+    """Remove our filters, all in few system calls; nothing of others.
 
     Args:
-        ifname: the device; one that is gone is no error.
+        ifnames: the devices; one that is gone is no error.
         direction: the hook.
 
     Returns:
-        whether our filter was there.
+        where ours was.
 
     Raises:
-        KernelError: the kernel refused.
+        KernelError: the kernel refused one; others are gone.
     """
-    operation = f"detach the eBPF program from {ifname}"
-    try:
-        index = socket.if_nametoindex(ifname)
-    except OSError:
-        return False
+    known = ifindexes() if ifnames else {}
+    places = [
+        tc_dump.TcPlace(known[name], _PARENTS[direction], TC_HANDLE, _INFO, "bpf")
+        for name in ifnames
+        if name in known
+    ]
+    if not places:
+        return frozenset()
+    names = {index: name for name, index in known.items()}
     with Netlink() as netlink:
-        ours = any(found.is_ours for found in _filters(netlink, index, direction))
-        if ours:
-            reached(f"delete the {direction} filter of {ifname}")
-            _change(netlink, operation, _filter_request(_DELTFILTER, 0, index, direction))
-    return ours
+        ours = []
+        for place, found in zip(places, tc_dump.find(netlink, places), strict=True):
+            if isinstance(found, int) and found not in _NOTHING_THERE:
+                operation = f"look for the eBPF program at {names[place.ifindex]}"
+                raise KernelError(operation, os.strerror(found), errno=found)
+            if isinstance(found, tc_dump.TcObject) and _filter(found, place.ifindex, direction).is_ours:
+                ours.append(place.ifindex)
+        for index in ours:
+            reached(f"delete the {direction} filter of {names[index]}")
+        for refusal in netlink.change([_filter_request(_DELTFILTER, 0, index, direction) for index in ours]):
+            operation = f"detach the eBPF program from {names[ours[refusal.number]]}"
+            raise KernelError(operation, refusal.reason, errno=refusal.errno)
+    return frozenset(names[index] for index in ours)
 
 
 def remove_clsact(*ifnames: str) -> None:

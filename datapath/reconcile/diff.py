@@ -21,6 +21,7 @@ from datapath.plan.steering import SteeringProgram
 from datapath.plan.tc import MANY_DEVICES, Hook
 from datapath.reconcile.actual import Actual, Record
 from datapath.reconcile.batches import rule_phase
+from datapath.reconcile.connections import forgotten
 from datapath.reconcile.egress import published, retired_marks, with_retired
 from datapath.reconcile.links import LinkChanges, diff_links
 from datapath.reconcile.nft import as_actual, diff_table
@@ -36,7 +37,6 @@ from datapath.reconcile.steps import (
     DeleteRoute,
     DeleteRule,
     ExtendSteering,
-    ForgetConnections,
     MoveConnections,
     NftTransaction,
     Step,
@@ -123,14 +123,15 @@ def reconcile(
     nft = [NftTransaction(part) for part in (ahead, text) if part]
     steps += [*ingress, *nft] if _ingress_first(actual, desired) else [*nft, *ingress]
     ended, stale = _split(_removed_routes(routes, desired), lambda step: _ends_vrf(step.route, vrf_tables))
-    steps += [*_removed_rules(actual, desired), *stale]
+    # The other way round, and for the same reason: rules of an empty table are cheap to delete.
+    steps += [*stale, *_removed_rules(actual, desired)]
     closed = tuple((mark, actual.fwmark_mask) for mark in retired)
     steps += _end_of_transition(desired, meanwhile, closed)
     if actual.steering.surplus:
         steps.append(TrimSteering(steering, released))
     steps += [*links.remove, *ended]
     steps += split_by_device(sysctls.tighten, links.deleted)[0]
-    steps += [ForgetConnections(mark, mask) for mark, mask in forget if (mark, mask) not in closed]
+    steps += forgotten(pair for pair in forget if pair not in closed)
     steps += [TranslateConnections(change) for change in unmark]
     before, after = _records(record, actual, needed, links, sysctls)
     return ChangeSet(tuple(steps), before, after, needed_devices(desired) - ready)
@@ -174,8 +175,7 @@ def _end_of_transition(
     if desired.transition is not None:
         for change in desired.mark_changes:
             yield TranslateConnections(change)
-    for mark, mask in closed:
-        yield ForgetConnections(mark, mask)
+    yield from forgotten(closed)
     last = meanwhile
     if desired.holding is not None:
         # Requests wait while their connections move: one that came first would open a new connection, for good.
@@ -204,9 +204,18 @@ def _added_routes(actual: Actual, desired: Plan, ready: frozenset[str]) -> Itera
 def _removed_routes(actual: Actual, desired: Plan) -> Iterator[DeleteRoute]:
     stale = actual.routes - desired.route_set
     kept = {_route_key(route) for route in desired.routes} if stale else set()
-    for route in sorted(stale, key=Route.sort_key):
+    for route in sorted(stale, key=_removing_order):
         if _route_key(route) not in kept:
             yield DeleteRoute(route)
+
+
+def _removing_order(route: Route) -> tuple[int | str, ...]:
+    """First what refuses, then the shortest prefixes: what a table no longer answers goes on behind its rule.
+
+    So nothing that is left of a table answers for what is gone: no client on the link is sent to the gateway.
+    """
+    refuses = route.type is not RouteType.UNICAST
+    return (route.family, route.table, not refuses, route.destination.prefixlen, *route.sort_key())
 
 
 def _added_rules(actual: Actual, desired: Plan) -> list[AddRule]:

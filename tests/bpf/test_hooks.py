@@ -65,6 +65,22 @@ def test_clsact_stays_when_someone_uses_it_or_we_did_not_make_it(monkeypatch: py
 
 @pytest.mark.kernel_feature("cls_bpf")
 @pytest.mark.usefixtures("wire")
+def test_several_devices_are_left_at_once_and_what_others_have_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hook(monkeypatch, Hook.CLSACT)
+    assert apply(program(VLAN, OTHER_DEVICE)) == {"trunk0": True, "trunk1": True}
+    add_classic("trunk1", "ingress", priority=tc.TC_PRIORITY + 1)
+    said: list[str] = []
+    with points.listening(said.append):
+        assert bpf.detach("trunk0", "gone", "trunk1", "lo")
+    assert said == [f"delete the ingress filter of {name}" for name in ("trunk0", "trunk1")]
+    assert bpf.observe_ingress().attached == {}
+    tc.remove_clsact("trunk0", "trunk1")
+    assert bpf.observe_ingress().clsact == {"trunk1"}
+    assert not bpf.detach("trunk0", "trunk1")
+
+
+@pytest.mark.kernel_feature("cls_bpf")
+@pytest.mark.usefixtures("wire")
 def test_filter_of_someone_else_in_our_place_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     use_hook(monkeypatch, Hook.CLSACT)
     run("tc", "qdisc", "add", "dev", "trunk0", "clsact")

@@ -155,7 +155,7 @@ with steering.LoadedSteering.open(min(state.tables)) as loaded:
     ("code", "named"),
     [
         (
-            DETACH + "a.detach('eth2', D.EGRESS)",
+            DETACH + "a.detach('eth2', direction=D.EGRESS)",
             "egress program for 1 network(s) on eth2",
         ),
         (SPOIL, "egress program for 1 network(s) on eth2"),

@@ -164,7 +164,7 @@ def test_egress_program_follows_the_default_routes_and_is_put_back(steering: Dae
     node.ns.ip(["-4 route del default dev up0", "-6 route replace default dev up1"])
     wait_until(lambda: _steers_at(node) == {"up1"}, "both moved")
     detach = "from datapath.plan.tc import Direction as D; from datapath.kernel.bpf import attachments as a;"
-    node.ns.run(sys.executable, "-c", f"{detach} a.detach('up1', D.EGRESS)")
+    node.ns.run(sys.executable, "-c", f"{detach} a.detach('up1', direction=D.EGRESS)")
     wait_until(lambda: _steers_at(node) == {"up1"}, "detached, and put back")
 
 

@@ -201,7 +201,7 @@ def attach(program_fd: int, ifname: str, direction: Direction = Direction.INGRES
         _detach_tcx([ifname], direction)
         return
     _attach_tcx(program_fd, ifname, direction)
-    tc.detach_filter(ifname, direction)
+    tc.detach_filters([ifname], direction)
 
 
 def attach_all(
@@ -284,18 +284,18 @@ def _remove(ifindex: int, direction: Direction, program_ids: list[int]) -> None:
             tcx.detach(ifindex, direction, program.number)
 
 
-def detach(ifname: str, direction: Direction = Direction.INGRESS) -> bool:
-    """Take our program from a hook of a device, however it is attached; nothing of others.
+def detach(*ifnames: str, direction: Direction = Direction.INGRESS) -> bool:
+    """Take our program from a hook of devices, however it is attached; nothing of others.
 
     Args:
-        ifname: the device; one that is gone is no error.
+        ifnames: the devices; one that is gone is no error.
         direction: the hook.
 
     Returns:
-        whether our program was there.
+        whether our program was anywhere there.
 
     Raises:
-        KernelError: the kernel refused.
+        KernelError: the kernel refused; other devices may be without it already.
     """
-    was_there = _detach_tcx([ifname], direction)
-    return tc.detach_filter(ifname, direction) or was_there
+    was_there = _detach_tcx(ifnames, direction)
+    return bool(tc.detach_filters(ifnames, direction)) or was_there

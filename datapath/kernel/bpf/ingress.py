@@ -249,9 +249,9 @@ def attach_all(loaded: LoadedIngress, ifnames: Sequence[str], filtered: frozense
     attachments.attach_all(loaded.program_fd, ifnames, filtered)
 
 
-def detach(ifname: str) -> bool:
-    """Take our program from the ingress of a device; see `attachments.detach`."""
-    return attachments.detach(ifname)
+def detach(*ifnames: str) -> bool:
+    """Take our program from the ingress of devices; see `attachments.detach`."""
+    return attachments.detach(*ifnames)
 
 
 def update_entries(program_id: int, desired: IngressProgram, actual: IngressState | None = None) -> bool:
