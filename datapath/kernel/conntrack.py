@@ -5,17 +5,13 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
-
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from datapath.errors import KernelError
 from datapath.kernel.ctnetlink import (
     CTA_TUPLE_ORIG,
     CTA_ZONE,
+    DELETE,
     NEW,
     dump_entries,
     entry_attributes,
@@ -40,8 +36,10 @@ def forget(fwmark: int, fwmask: int) -> None:
     """
     if not fwmark or not fwmask:
         raise ValueError("a zero mark would forget the connections of everybody else")
-    with _refusals("delete conntrack entries"), NFCTSocket() as channel:
-        channel.flush(mark=fwmark, mark_mask=fwmask)
+    with open_ctnetlink() as channel:
+        request = Request(DELETE, 0, header(socket.AF_UNSPEC) + marked(fwmark, fwmask))
+        for refusal in channel.change([request]):
+            raise KernelError("delete conntrack entries", refusal.reason, errno=refusal.errno)
 
 
 def translate(change: MarkChange) -> int:
@@ -78,11 +76,3 @@ def _identity(entry: bytes) -> bytes:
     found = entry_attributes(entry)
     zone = attribute(CTA_ZONE, found[CTA_ZONE]) if CTA_ZONE in found else b""
     return nest(CTA_TUPLE_ORIG, found[CTA_TUPLE_ORIG]) + zone
-
-
-@contextmanager
-def _refusals(operation: str) -> Iterator[None]:
-    try:
-        yield
-    except NetlinkError as error:
-        raise KernelError(operation, str(error), errno=error.code) from error

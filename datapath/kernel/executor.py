@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, assert_never
 
 from datapath.errors import KernelError
-from datapath.kernel import ingress, steering, sysctl, transaction
+from datapath.kernel import conntrack, conntrack_zones, ingress, steering, sysctl, transaction
 from datapath.kernel.rtnl import FibChange, Rtnl, Verb
 from datapath.points import reached
 from datapath.reconcile.batches import FibStep
@@ -124,9 +124,6 @@ class Executor:
 
 
 def _change_connections(step: ForgetConnections | TranslateConnections | MoveConnections) -> None:
-    # Through pyroute2, 10 MB that a daemon need not hold for what it never does by itself.
-    from datapath.kernel import conntrack, conntrack_zones  # noqa: PLC0415
-
     match step:
         case ForgetConnections():
             conntrack.forget(step.fwmark, step.fwmask)

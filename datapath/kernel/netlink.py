@@ -38,6 +38,8 @@ BATCH_MAX: Final = 256
 
 #: Questions in one `sendmsg`: an answer takes up to 8 KB of the queue.
 _QUESTIONS_MAX: Final = 64
+#: So many answers fit the queue that every socket has.
+_QUESTIONS_FEW: Final = 16
 
 _F_REQUEST, _F_ACK, _F_DUMP = 0x001, 0x004, 0x300
 _F_DUMP_INTERRUPTED, _F_ACK_TLVS = 0x10, 0x200
@@ -235,7 +237,7 @@ class Netlink:
             KernelError: the kernel could not be asked, or its answer was lost.
         """
         answers: list[bytes | int] = []
-        if requests:
+        if len(requests) > _QUESTIONS_FEW:
             self._grow_queue()
         for start in range(0, len(requests), _QUESTIONS_MAX):
             try:
