@@ -60,11 +60,11 @@ _TOLD_BY: Final[Mapping[str, frozenset[str]]] = {
     "nft": frozenset({"table"}),
     "rule": frozenset({"rules"}),
     "route": frozenset({"routes", "defaults"}),
-    "link": frozenset({"links", "facts", "routes", "sysctls", "ingress", "steering", "defaults"}),
+    "link": frozenset({"links", "facts", "routes", "sysctls", "settings", "ingress", "steering", "defaults"}),
     "address": frozenset({"facts", "routes"}),
     "tc": frozenset({"ingress", "steering"}),
     "flowtable": frozenset({"flowtables"}),
-    "sysctl": frozenset({"sysctls"}),
+    "sysctl": frozenset({"sysctls", "settings"}),
 }
 
 
@@ -127,7 +127,19 @@ class Sight:
         return self._read("facts", lambda: _ask(lambda rtnl: rtnl.link_facts(self._devices())))
 
     def _devices(self) -> Devices:
-        return self._read("links", lambda: _ask(Rtnl.devices))
+        return self._read("links", self._dump_devices)
+
+    def _dump_devices(self) -> Devices:
+        devices = _ask(Rtnl.devices)
+        self._parts["settings"] = (None, devices.settings)
+        return devices._replace(settings={})
+
+    def _settings(self) -> Mapping[str, Mapping[str, str]]:
+        """Of a dump that was made for this look, and is used once: whoever writes a sysctl says so to few only."""
+        if "settings" not in self._parts:
+            self._dump_devices()
+        settings: Mapping[str, Mapping[str, str]] = self._parts.pop("settings")[1]
+        return settings
 
     def rules(self) -> _Rules:
         return self._read("rules", lambda: _ask(Rtnl.rules))
@@ -141,7 +153,7 @@ class Sight:
         values: dict[str, str]
         asked, values = self._parts.get("sysctls", (None, {}))
         if asked is None:
-            asked, values = keys, sysctl.observe(keys)
+            asked, values = keys, sysctl.observe(keys, self._settings())
         elif not keys <= asked:
             values = values | sysctl.read_all(keys - asked)
         self._parts["sysctls"] = (asked | keys, values)
@@ -163,9 +175,10 @@ class Sight:
         return self._read_for(part, None, read)
 
     def _read_for(self, part: str, question: object, read: Callable[[], _Part]) -> _Part:
-        if part not in self._parts or self._parts[part][0] != question:
-            self._parts[part] = (question, read())
-        answer: _Part = self._parts[part][1]
+        known = self._parts.get(part)
+        answer: _Part = known[1] if known is not None and known[0] == question else read()
+        # Of two equal questions the newer lives on, in a plan.
+        self._parts[part] = (question, answer)
         return answer
 
 

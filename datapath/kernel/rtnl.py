@@ -25,6 +25,7 @@ from datapath.kernel.rtnl_dump import (
     dump_links,
     dump_routes,
     dump_rules,
+    ipv4_settings,
     link_facts,
 )
 from datapath.plan.rtnl import ROUTE_PROTOCOL, FibRule, Route, Slave, VlanLink, VrfLink
@@ -79,10 +80,17 @@ class FibChange:
 
 
 class Devices(NamedTuple):
-    """All devices of one dump: by name, and their names by ifindex."""
+    """All devices of one dump.
+
+    Attributes:
+        links: by name.
+        names: by ifindex.
+        settings: by name, their IPv4 sysctls as far as the dump tells them; for who looks at them at once.
+    """
 
     links: dict[str, ActualLink]
     names: dict[int, str]
+    settings: Mapping[str, Mapping[str, str]]
 
 
 class Rtnl:
@@ -108,7 +116,8 @@ class Rtnl:
         messages = dump_links(self._netlink)
         self._names = {message.ifindex: message.name for message in messages}
         links = {message.name: actual_link(message, self._names) for message in messages}
-        return Devices(links, dict(self._names))
+        settings = {message.name: ipv4_settings(message.settings) for message in messages}
+        return Devices(links, dict(self._names), settings)
 
     def links(self) -> dict[str, ActualLink]:
         """All devices by name."""

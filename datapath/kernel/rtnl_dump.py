@@ -28,6 +28,10 @@ _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 5, 10,
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
 _IFLA_VLAN_ID, _IFLA_VLAN_PROTOCOL = 1, 5
 _IFLA_VRF_TABLE = 1
+#: IFLA_AF_SPEC holds one attribute a family, and that of AF_INET the settings of the device: one word for each
+#: IPV4_DEVCONF_* of linux/ip.h, from 1.
+_IFLA_AF_SPEC, _IFLA_INET_CONF = 26, 1
+_DEVCONF: Final = {"rp_filter": 8, "arp_announce": 18, "arp_ignore": 19, "accept_local": 23}
 #: Without statistics a device is a quarter of the size.
 _IFLA_EXT_MASK, _SKIP_STATS = 29, 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -35,6 +39,7 @@ _RTA_OIF, _RTA_TABLE = 4, 15
 _IFF_UP: Final = 1
 #: One for each network of the largest policy, and as many of others.
 _DEVICES_KEPT: Final = 8192
+_SETTINGS_KEPT: Final = 64
 
 
 class LinkMessage(NamedTuple):
@@ -42,12 +47,14 @@ class LinkMessage(NamedTuple):
 
     Attributes:
         attributes: those of `_LINK_WANTED` that it has, by type.
+        settings: its IPv4 sysctls as one piece of memory; empty where IPv4 has nothing to do with it.
     """
 
     ifindex: int
     flags: int
     name: str
     attributes: Mapping[int, bytes]
+    settings: bytes
 
 
 _LINK_WANTED: Final = frozenset({_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO})
@@ -63,6 +70,7 @@ def _link_message(body: bytes) -> LinkMessage:
     """Written out: a device has some forty attributes, and a node thousands of devices."""
     _, _, index, flags = _IFINFO.unpack_from(body)
     found: dict[int, bytes] = {}
+    settings = b""
     offset, end, unpack = _IFINFO.size, len(body), ATTRIBUTE.unpack_from
     while offset + 4 <= end:
         length, kind = unpack(body, offset)
@@ -70,8 +78,18 @@ def _link_message(body: bytes) -> LinkMessage:
             break
         if kind & TYPE_MASK in _LINK_WANTED:
             found[kind & TYPE_MASK] = body[offset + 4 : offset + length]
+        elif kind & TYPE_MASK == _IFLA_AF_SPEC:
+            families = dict(attributes(body[offset + 4 : offset + length]))
+            settings = dict(attributes(families.get(socket.AF_INET, b""))).get(_IFLA_INET_CONF, b"")
         offset += (length + 3) & ~3
-    return LinkMessage(index, flags, text(found.get(_IFLA_IFNAME, b"")), found)
+    return LinkMessage(index, flags, text(found.get(_IFLA_IFNAME, b"")), found, settings)
+
+
+@functools.lru_cache(maxsize=_SETTINGS_KEPT)
+def ipv4_settings(settings: bytes) -> Mapping[str, str]:
+    """Sysctls of a device by name, as their files say them; kept, because most devices have the same."""
+    numbers = struct.unpack(f"={len(settings) // 4}i", settings[: len(settings) & ~3])
+    return {name: str(numbers[place - 1]) for name, place in _DEVCONF.items() if place <= len(numbers)}
 
 
 def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
@@ -143,6 +161,11 @@ def _facts(link: ActualLink, addresses: tuple[str, ...]) -> LinkFacts:
         vrf_table=link.vrf_table,
         addresses=tuple(sorted(map(ip_interface, addresses), key=lambda a: (a.version, int(a), str(a)))),
     )
+
+
+def forget_facts() -> None:
+    """Free what is kept of devices between two looks."""
+    _facts.cache_clear()
 
 
 def dump_rules(netlink: Netlink, family: int) -> list[bytes]:

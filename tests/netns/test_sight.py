@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from datapath.controller import Controller
-from datapath.kernel import observer
+from datapath.kernel import observer, sysctl
 from datapath.kernel.observer import Sight
+from datapath.kernel.rtnl import Rtnl
 from datapath.observe.stats import ServiceStats
 from datapath.plan.rtnl import FibRule, Route
 from datapath.policy import parse_policy
@@ -82,6 +83,37 @@ def test_rules_table_and_sysctls_only_where_steps_were_about_them(served: Namesp
     sight.touched([AddRule(rule), NftTransaction("")])
     assert rule not in sight.rules()[0]
     assert sight.table() is None
+
+
+def test_sysctls_of_devices_come_with_the_devices_and_are_those_of_their_files(served: Namespace) -> None:
+    served.ip(["link set lo mtu 60"])  # no IPv4 below its smallest MTU
+    values = {"rp_filter": 2, "arp_ignore": 8, "arp_announce": 1, "accept_local": 1}
+    served.sysctl({f"net/ipv4/conf/eth3/{name}": value for name, value in values.items()})
+    devices = ("all", "default", "eth1", "eth2", "eth3", "eth4", "lo", "eth9")
+    keys = {f"net/ipv4/conf/{device}/{name}" for device in devices for name in values}
+    keys |= {"net/ipv6/conf/eth1/keep_addr_on_down", "net/ipv4/tcp_l3mdev_accept"}
+    with Rtnl() as rtnl:
+        settings = rtnl.devices().settings
+    assert settings["eth3"] == {name: str(value) for name, value in values.items()}
+    assert settings["lo"] == {}
+    assert sysctl.observe(keys, settings) == sysctl.read_all(keys)
+    seen = sysctl.observe((), settings)
+    assert seen == sysctl.read_all(seen)
+    assert {key for key in seen if "rp_filter" in key} == {
+        f"net/ipv4/conf/{device}/rp_filter" for device in devices[:-2]
+    }
+
+
+def test_sysctls_are_not_taken_from_devices_that_were_read_before(served: Namespace) -> None:
+    sight, *_ = looked()
+    served.sysctl({KEY: 2})
+    sight.forget(["sysctl"])
+    assert sight.sysctls(frozenset())[KEY] == "2"
+    sight = Sight()
+    sight.links()
+    served.sysctl({KEY: 1})
+    sight.forget(["sysctl"])
+    assert sight.sysctls(frozenset())[KEY] == "1"
 
 
 def test_what_nobody_hears_of_is_read_again(served: Namespace) -> None:
