@@ -37,6 +37,7 @@ FORMAT = 1
 DEFAULT_DIRECTORY = Path("/run/datapath")
 _STATE = "state.json"
 _LOCK = "lock"
+_ID_FIELDS = tuple(field.name for field in dataclasses.fields(IdFacts))
 DAEMON_LOCK = "daemon.lock"
 LOCK_WAIT_S = 10.0
 _LOCK_POLL_S = 0.02
@@ -296,7 +297,7 @@ def _encode(state: State) -> dict[str, Any]:
         "netns": state.netns,
         "generation": state.generation,
         "fwmark_mask": state.fwmark_mask,
-        "ids": [dict(ids) for ids in state.ids],
+        "ids": [{name: getattr(ids, name) for name in _ID_FIELDS} for ids in state.ids],
         "sysctls": {key: [saved.original, saved.ours] for key, saved in sorted(record.sysctls.items())},
         "links": sorted(record.links),
         "clsact": sorted(record.clsact),

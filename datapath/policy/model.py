@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 from datapath.plan.ingress import IpNetwork, OtherCheck, VipCheck
-from datapath.policy.addresses import IpAddress, RefusedError, collapse, shown
+from datapath.policy.addresses import IpAddress, RefusedError, collapse, family_set, shown
 from datapath.policy.base import PolicyModel
 from datapath.policy.egress import EGRESS_MAX, Egress
 from datapath.policy.fields import (
@@ -280,20 +280,23 @@ class Network(PolicyModel):
     @functools.cached_property
     def vip_families(self) -> frozenset[int]:
         """4, 6 or both."""
-        return frozenset(vip.version for vip in self.vips)
+        return family_set(*sorted({vip.version for vip in self.vips}))
 
     @functools.cached_property
     def effective_on_link(self) -> tuple[IpNetwork, ...]:
         """`on_link`, or else the VIP prefixes as written that hold a gateway; smallest set, sorted."""
         if self.on_link:
             return collapse(self.on_link)
-        return collapse(
+        found = collapse(
             prefix
             for vip in self.vips
             if not vip.is_single
             and (prefix := vip.prefix)
             and any(address in vip for address in self.gateway_addresses)
         )
+        # Most are the VIPs' own: one object instead of two, of thousands.
+        same = {prefix: prefix for prefix in self.vip_prefixes}
+        return tuple(same.get(prefix, prefix) for prefix in found)
 
     @functools.cached_property
     def link_prefixes(self) -> tuple[IpNetwork, ...]:

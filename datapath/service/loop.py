@@ -50,6 +50,8 @@ SYSCTL_POLL_S = 120.0
 PROGRAMS_POLL_S = 10.0
 #: After a repair.
 CONFIRM_S = 1.0
+#: After a look that an event was the reason for: to collect garbage among thousands of networks takes a while.
+SETTLE_S = 10.0
 FILES_POLL_S = 10.0
 _EVENTS_MAX = 50
 _LISTENS_MAX = 16
@@ -90,6 +92,8 @@ class Service:
             stack.enter_context(self._signals())
             self._open_watches(stack)
             self._retry_later(self._reloader.start())
+            self._settle()
+            self._listen()  # to the echo of what was just done, which would be a reason to look again
             self._look()
             self._settle()
             self._start_timers()
@@ -233,8 +237,9 @@ class Service:
     # Drift
 
     def _resync(self) -> None:
-        """Believe nothing that was read before."""
+        """Believe nothing that was read before, and take what was said before for no news."""
         self._timers.set(self._resync, time.monotonic() + RESYNC_S)
+        self._listen()
         self._healer.forget("*")
         self._look()
         # Listing our table as JSON takes ten megabytes for a moment.
@@ -261,6 +266,7 @@ class Service:
         self._settle()
 
     def _settle(self) -> None:
+        self._timers.cancel(self._settle)
         self._directory.forget()
         settle()
 
@@ -269,7 +275,9 @@ class Service:
             return
         self._healer.forget(event.kind for event in events)
         self._events += events[: _EVENTS_MAX - len(self._events)]
-        self._timers.debounce(self._look, time.monotonic(), QUIET_S, BURST_S)
+        now = time.monotonic()
+        self._timers.debounce(self._look, now, QUIET_S, BURST_S)
+        self._timers.earliest(self._settle, now + SETTLE_S)
 
     def _present_sight(self) -> Sight:
         """For an apply: what was read before, without that which anything was, or could not be, heard of since."""

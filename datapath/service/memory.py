@@ -7,6 +7,7 @@ import gc
 
 from datapath.kernel.bpf.image import forget_image
 from datapath.kernel.memory import give_back
+from datapath.kernel.rtnl_dump import forget_facts
 
 
 def settle() -> None:
@@ -15,6 +16,7 @@ def settle() -> None:
     What is left lives long: it is not looked at again for garbage until the next time.
     """
     forget_image()
+    forget_facts()
     gc.unfreeze()
     gc.collect()
     gc.freeze()

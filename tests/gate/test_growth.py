@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_interface
 from types import FrameType
 from typing import Any, Final
 
@@ -64,12 +65,14 @@ def text_of(kind: str, first: int, networks: int) -> str:
 
 def facts_of(first: int, networks: int) -> Facts:
     links = [
-        LinkFacts.model_validate(
-            {"name": f"eth0.{n}", "mtu": 1500, "addresses": [f"10.{n}.0.9/24", f"2001:db8:{n:x}::9/64"]}
+        LinkFacts(
+            name=f"eth0.{n}",
+            mtu=1500,
+            addresses=(ip_interface(f"10.{n}.0.9/24"), ip_interface(f"2001:db8:{n:x}::9/64")),
         )
         for n in range(first, first + networks)
     ]
-    ways = [LinkFacts.model_validate({"name": name, "mtu": 1500}) for name in ("eth0", "eth1")]
+    ways = [LinkFacts(name=name, mtu=1500) for name in ("eth0", "eth1")]
     return Facts(links=(*ways, *links), default_devices={4: ("eth0",), 6: ("eth0",)})
 
 

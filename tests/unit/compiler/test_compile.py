@@ -7,6 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from ipaddress import ip_interface
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from datapath.policy import Policy
 from tests.sources import REPOSITORY
 from tests.unit.compiler.walk import policy
 
-ETH1 = LinkFacts.model_validate({"name": "eth1", "addresses": ["192.0.2.10/24", "2001:db8:1::10/64"]})
+ETH1 = LinkFacts(name="eth1", addresses=(ip_interface("192.0.2.10/24"), ip_interface("2001:db8:1::10/64")))
 HOST = Facts(links=(ETH1,))
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_interface
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from datapath.reconcile.actual import Actual, ActualLink, ForeignRule
 from datapath.reconcile.conflicts import find_conflicts, new_tables
 from datapath.service.loop import interest_of
 
-HOST = Facts(links=(LinkFacts.model_validate({"name": "eth1", "addresses": ["192.0.2.10/24"]}),))
+HOST = Facts(links=(LinkFacts(name="eth1", addresses=(ip_interface("192.0.2.10/24"),)),))
 VIPS = ["198.51.100.0/24", "2001:db8:9::/64"]
 
 

@@ -12,7 +12,7 @@ from datapath.facts import Facts, LinkFacts
 from datapath.plan.model import NoteLevel, Plan
 from datapath.policy import Policy
 
-LINK = LinkFacts.model_validate({"name": "eth1"})
+LINK = LinkFacts(name="eth1")
 FLOWTABLES = ("inet firewall fast",)
 SWAP = {"forward", "swap", "postrouting"}
 

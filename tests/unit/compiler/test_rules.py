@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -237,7 +238,7 @@ def test_a_read_back_mark_beyond_the_tree_is_not_believed() -> None:
     mask = 0xFFFF0000
     before = facts_after(compiled(mask, [1]))
     (ids,) = before.ids
-    facts = before.model_copy(update={"ids": (ids.model_copy(update={"fwmark": 0xFFFF0000}),)})
+    facts = before.model_copy(update={"ids": (dataclasses.replace(ids, fwmark=0xFFFF0000),)})
     plan = compile_policy(policy([{"name": "n1"}], marks={"mask": mask}), facts)
     assert max(rule.priority for rule in plan.rules) < BASE + RULE_BLOCK_SIZE
 
