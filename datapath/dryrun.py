@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from datapath.controller import Controller, compile_located
-from datapath.errors import DatapathError
+from datapath.errors import DatapathError, KernelError
 from datapath.facts import Facts
 from datapath.kernel import sandbox
+from datapath.kernel.flowtables import FLOWTABLE_USE
 from datapath.kernel.ingress import verify
 from datapath.kernel.observer import observe_links
 from datapath.plan.model import Plan
 from datapath.plan.render import plan_digest, render_table
 from datapath.policy import LoadedPolicy
+from datapath.reconcile.present import carried_table, without_flowtables
 from datapath.reconcile.steps import NftTransaction, Step
 from datapath.state import StateDirectory
 
@@ -94,8 +96,15 @@ def dry_run(loaded: LoadedPolicy, facts: Facts | None, directory: StateDirectory
 def _check_nft(plan: Plan) -> Check:
     if plan.table is None:
         return Check("nft", "nothing to check: no table is needed")
-    sandbox.check_nft(render_table(plan.table))
-    return Check("nft", "ok: parsed by nft and taken by this kernel, in an empty namespace")
+    # There is no device, and perhaps no flowtable, either.
+    table, lacking = carried_table(plan.table, ()) or plan.table, ""
+    if table.flowtables:
+        try:
+            sandbox.check_nft(FLOWTABLE_USE)
+        except KernelError:
+            table, lacking = without_flowtables(table), ", but for the flowtable: this kernel has none"
+    sandbox.check_nft(render_table(table))
+    return Check("nft", f"ok: parsed by nft and taken by this kernel, in an empty namespace{lacking}")
 
 
 def _check_ebpf(plan: Plan) -> Check:

@@ -73,9 +73,11 @@ class Facts(pydantic.BaseModel):
         marked_by_nft: our live table has the chains that mark and check packets (`backend: nft`).
         rule_bank: which of the two banks of ip rules holds the live tree, None where there is none.
         ebpf_refused: why this host cannot load the eBPF program; empty where it can, or nobody asked.
-        default_devices: that main's default routes leave by, by family; only looked at for `steering: direct`.
+        default_devices: that main's default routes leave by, by family; only looked at for
+            `steering: direct` and `accelerate`.
         taken_zones: connection-tracking zones that others use, with who does; only looked at for `isolate_clients`.
         flowtables: of others: family, table and name.
+        flowtables_refused: why this kernel takes none; empty where it does, or nobody asked (`accelerate`).
         live_zones: where connections of our networks are, by name, if not where `ids` say: on the way back from a
             change that moved them.
         stale_early_demux: the kernel hands a packet to the socket that it found before NAT changed its port.
@@ -98,6 +100,7 @@ class Facts(pydantic.BaseModel):
     default_devices: dict[int, tuple[str, ...]] = {}
     taken_zones: dict[int, str] = {}
     flowtables: tuple[str, ...] = ()
+    flowtables_refused: str = ""
     live_zones: dict[str, int] = {}
     stale_early_demux: bool = False
     gateways_down: dict[str, tuple[IPv4Address | IPv6Address, ...]] = {}

@@ -81,6 +81,8 @@ RULES = """\
 - An entry of `egress` names a network with a gateway (or `routes: external`), `return_path: conntrack` and
   `steering: rules`. Its addresses are neither inside nor another network's VIPs, and `node.internal` says what is
   inside, family by family.
+- `accelerate` goes with `return_path: conntrack`, `steering: rules`, `track: first` and a gateway; networks without one
+  are passed over where the file asks for it. See [accelerated connections](accelerate.md).
 - Tables 0, 253, 254 and 255 are the kernel's.
 
 ## When probes are tried

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datapath.compiler.acceleration import acceleration_notes, find_refused
 from datapath.compiler.backend import choose_backend
 from datapath.compiler.context import Context, NetworkContext, treat
 from datapath.compiler.egress import (
@@ -100,12 +101,13 @@ def _compile(policy: Policy, facts: Facts) -> Plan:
         steering=emit_steering(context),
         checks=emit_checks(context),
         egress=tuple(item.plan for item in entries),
-        refusals=refusals,
+        refusals=(*refusals, *find_refused(context)),
         backend=backend,
         backend_reason=reason,
         notes=(
             *emit_notes(context),
             *flowtable_notes(context),
+            *acceleration_notes(context, tables.table.flowtables if tables.table else ()),
             *vrf_notes(context),
             *egress_notes(context, entries),
             *steering_notes(context, refusals),

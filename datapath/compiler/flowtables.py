@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flowtables of others: a flow that one of them takes over must go on the way that we chose.
+"""Flowtables, of others or our own: a flow that one takes over must go on the way that we chose.
 
 `flow add` keeps two routes: that of the packet at hand, and that of the other direction, which it looks up by the mark
 of this very packet. So while a packet may meet one, it carries the mark of the other direction: that of the reply on
@@ -18,9 +18,9 @@ from datapath.plan.nft import FULL, BaseChain, ChainType, Hook, NftChain, NftRul
 PRIORITY = -300
 
 
-def emit_swap(context: Context, marked: list[NetworkContext]) -> list[NftChain]:
-    """The chains, where there is a flowtable and a mark."""
-    if not context.facts.flowtables or not marked:
+def emit_swap(context: Context, marked: list[NetworkContext], *, has_own: bool) -> list[NftChain]:
+    """The chains, where there is a flowtable, of others or our own, and a mark."""
+    if not (context.facts.flowtables or has_own) or not marked:
         return []
     ours = f"& {context.mask:#010x}"
     unmark = f"meta mark set meta mark & {FULL & ~context.mask:#010x}"

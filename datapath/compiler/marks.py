@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from datapath.compiler.acceleration import NO_ACCELERATION, Acceleration
 from datapath.compiler.context import Context, NetworkContext
 from datapath.compiler.flowtables import emit_swap
 from datapath.plan.egress import egress_name
@@ -70,6 +71,7 @@ def emit_table(
     classification: Classification,
     *,
     rule_bank: int,
+    acceleration: Acceleration = NO_ACCELERATION,
     moving: tuple[ZoneChange, ...] = (),
 ) -> NftTable | None:
     """The table without its zones, or None where no network needs an id.
@@ -78,6 +80,7 @@ def emit_table(
         context: with the ids.
         classification: what looks at packets as they enter.
         rule_bank: of the ip rules.
+        acceleration: what carries established connections past all this.
         moving: networks whose connections are still in another zone: their comments say so, for whoever comes next.
     """
     remembered = [network for network in context.networks if any(_numbers(network))]
@@ -85,17 +88,22 @@ def emit_table(
     if not classification.chains and all(network.is_direct for network in remembered):
         return None
     marked = [network for network in remembered if network.is_marked]
-    chains = [_about_chain(context, rule_bank), *classification.chains]
+    chains = [_about_chain(context, rule_bank), *classification.chains, *acceleration.chains]
     maps: list[NftMap] = [_ids_set(remembered, context.egress_marks, moving), *classification.maps]
+    maps += acceleration.maps
     if marked:
         followers = [network for network in marked if network.network.track is Track.LAST]
         chains += _hook_chains(context.mask, follow=bool(followers))
         chains += _copy_chains(context.mask)
-        chains += emit_swap(context, marked)
+        chains += emit_swap(context, marked, has_own=bool(acceleration.flowtables))
         chains += [_follow_chain(network, context.mask) for network in followers]
         maps += _follow_map(followers)
-    counters = tuple(sorted(classification.counters))
-    return NftTable(TABLE_FAMILY, TABLE_NAME, counters=counters).also(chains, maps)
+    return NftTable(
+        TABLE_FAMILY,
+        TABLE_NAME,
+        counters=tuple(sorted(classification.counters)),
+        flowtables=acceleration.flowtables,
+    ).also(chains, maps)
 
 
 def _numbers(network: NetworkContext) -> tuple[int, int, int]:

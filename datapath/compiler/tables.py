@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datapath.compiler.acceleration import NO_ACCELERATION, emit_acceleration
 from datapath.compiler.context import Context
 from datapath.compiler.marks import Classification, emit_table
 from datapath.compiler.nft_ingress import emit_classification
@@ -32,8 +33,9 @@ def emit_tables(
 ) -> Tables:
     """The final table, and those of the change; `egress` is in all of them."""
     by_nft = emit_classification(context, program) if backend is Backend.NFT else Classification()
+    acceleration = emit_acceleration(context, by_nft.chains)
     by_nft = by_nft.also(egress)
-    plain = emit_table(context, by_nft, rule_bank=rule_bank)
+    plain = emit_table(context, by_nft, rule_bank=rule_bank, acceleration=acceleration)
     marks, warnings = mark_changes(context)
     if plain is None:
         return Tables(None, marks, notes=warnings)
@@ -43,11 +45,20 @@ def emit_tables(
     if not marks and not zones:
         return Tables(table, notes=notes)
     before = zones_before(context, zones)
-    meanwhile = emit_table(context, by_nft, rule_bank=rule_bank, moving=zones) or plain
+    if zones:
+        # A connection that is carried past the hooks cannot be moved: all of them come back first.
+        acceleration = NO_ACCELERATION
+
+    def _emit(classification: Classification) -> NftTable | None:
+        return emit_table(
+            context, classification, rule_bank=rule_bank, acceleration=acceleration, moving=zones
+        )
+
+    meanwhile = _emit(by_nft) or plain
     if marks and backend is Backend.EBPF and context.facts.marked_by_nft:
         # The old program of marks is a part of the old table: without it, and without the new program, nobody marks.
         nft = emit_classification(context, program).also(egress)
-        transition = emit_table(context, nft, rule_bank=rule_bank, moving=zones) or plain
+        transition = _emit(nft) or plain
     else:
         transition = meanwhile
     if marks:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import nftables
@@ -37,18 +37,27 @@ _NFT: Final = {
 
 def probe_features() -> dict[str, str]:
     """Why each feature cannot be used; empty text where it can. Those that could not be tried are missing."""
+    return _probe_nft(_NFT) | {"ebpf": _probe_ebpf()}
+
+
+def try_nft(text: str) -> str:
+    """Why the kernel refuses these nft commands; empty where it takes them, or nothing could be tried."""
+    return _probe_nft({"": text}).get("", "")
+
+
+def _probe_nft(features: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     # A thread may have a network namespace of its own, which goes with it.
-    thread = threading.Thread(target=lambda: found.update(_probe_inside()))
+    thread = threading.Thread(target=lambda: found.update(_probe_inside(features)))
     thread.start()
     thread.join()
-    return found | {"ebpf": _probe_ebpf()}
+    return found
 
 
-def _probe_inside() -> dict[str, str]:
+def _probe_inside(features: Mapping[str, str]) -> dict[str, str]:
     if _libc.unshare(_CLONE_NEWNET) != 0:
         return {}
-    return {name: _try(functools.partial(_load, text)) for name, text in _NFT.items()}
+    return {name: _try(functools.partial(_load, text)) for name, text in features.items()}
 
 
 def _try(use: Callable[[], str]) -> str:

@@ -25,6 +25,7 @@ def parse_table(items: Iterable[dict[str, Any]]) -> tuple[ActualTable, list[str]
     maps: dict[str, ActualMap] = {}
     ids: list[str] = []
     counters: set[str] = set()
+    flowtables: dict[str, frozenset[str]] = {}
     for item in items:
         if "chain" in item:
             chain = item["chain"]
@@ -38,13 +39,21 @@ def parse_table(items: Iterable[dict[str, Any]]) -> tuple[ActualTable, list[str]
                 ids.append(comment)
         elif "counter" in item:
             counters.add(item["counter"]["name"])
+        elif "flowtable" in item:
+            flowtables[item["flowtable"]["name"]] = _devices(item["flowtable"])
         elif "map" in item or "set" in item:
             body = item.get("map") or item["set"]
             maps[body["name"]] = _map(body)
             if body["name"] == IDS:
                 ids += maps[IDS].elements.values()
     chains = {name: ActualChain(tuple(digests[name]), base) for name, base in bases.items()}
-    return ActualTable(chains, maps, frozenset(counters)), ids
+    return ActualTable(chains, maps, frozenset(counters), flowtables), ids
+
+
+def _devices(flowtable: dict[str, Any]) -> frozenset[str]:
+    """One is listed by its name alone, none not at all."""
+    devices = flowtable.get("dev", [])
+    return frozenset([devices] if isinstance(devices, str) else devices)
 
 
 def _base_chain(chain: dict[str, Any]) -> BaseChain | None:

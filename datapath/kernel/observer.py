@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from datapath.facts import Facts, LinkFacts
 from datapath.kernel import ingress, nft, steering, sysctl
 from datapath.kernel.default_routes import default_devices
-from datapath.kernel.flowtables import foreign_flowtables
+from datapath.kernel.flowtables import foreign_flowtables, why_no_flowtables
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import Devices, Rtnl
@@ -66,6 +66,8 @@ _TOLD_BY: Final[Mapping[str, frozenset[str]]] = {
     "flowtable": frozenset({"flowtables"}),
     "sysctl": frozenset({"sysctls", "settings"}),
 }
+#: A device that goes leaves its flowtables without a word, and an event about one does not say whose it is.
+_CHANGES_FLOWTABLES: Final = frozenset({"link", "flowtable"})
 
 
 class Sight:
@@ -76,6 +78,13 @@ class Sight:
 
     def forget(self, kinds: Iterable[str]) -> None:
         """Read again what an event of these kinds is about; everything for a kind that is not known."""
+        kinds = set(kinds)
+        if (
+            kinds & _CHANGES_FLOWTABLES
+            and (table := self._parts.get("table", (None, None))[1])
+            and table[0].flowtables
+        ):
+            kinds.add("nft")
         for kind in kinds:
             if kind not in _TOLD_BY:
                 self._parts.clear()
@@ -171,6 +180,11 @@ class Sight:
     def flowtables(self) -> tuple[str, ...]:
         return self._read("flowtables", foreign_flowtables)
 
+    def why_no_flowtables(self) -> str:
+        """Empty where the kernel takes them; nobody tells when it learns to."""
+        found = self.table()
+        return "" if found and found[0].flowtables else self._read("accelerate", why_no_flowtables)
+
     def _read(self, part: str, read: Callable[[], _Part]) -> _Part:
         return self._read_for(part, None, read)
 
@@ -209,9 +223,12 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
         marked_by_nft=found is not None and CLASSIFY_CHAIN in found[0].chains,
         rule_bank=live.rule_bank,
         # A router's full table is not read for nothing; the word may stand elsewhere, which does no harm.
-        default_devices=sight.default_devices() if any("direct" in text for text in texts) else {},
+        default_devices=sight.default_devices()
+        if any("direct" in text or "accelerate" in text for text in texts)
+        else {},
         taken_zones=observe_zones() if any("isolate_clients" in text for text in _new(texts, state)) else {},
         flowtables=sight.flowtables(),
+        flowtables_refused=sight.why_no_flowtables() if any("accelerate" in text for text in texts) else "",
         stale_early_demux=has_stale_early_demux(os.uname().release),
         gateways_down=dict(state.gateways_down),
         forwarding=sysctl.forwarding(),

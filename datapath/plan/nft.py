@@ -148,14 +148,33 @@ class NftMap:
 
 
 @dataclass(frozen=True, slots=True)
+class NftFlowtable:
+    """What carries established flows past the hooks, from the ingress of its devices.
+
+    Attributes:
+        devices: sorted names. All of them where the plan is made; where it is carried out, those that are there: the
+            kernel refuses a flowtable with a device that it does not know, and forgets those that go.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+
+    def render(self, devices: tuple[str, ...]) -> str:
+        """Its body with some of its devices. `counter` keeps the accounting of conntrack true."""
+        named = ", ".join(f'"{device}"' for device in devices)
+        return f"hook ingress priority 0; counter;{f' devices = {{ {named} }};' if named else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class NftTable:
-    """Our whole table; chains, maps and counters are sorted by name."""
+    """Our whole table; chains, maps, counters and flowtables are sorted by name."""
 
     family: str
     name: str
     chains: tuple[NftChain, ...] = ()
     maps: tuple[NftMap, ...] = ()
     counters: tuple[str, ...] = ()
+    flowtables: tuple[NftFlowtable, ...] = ()
 
     @property
     def spec(self) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator
 
 from datapath.plan.ingress import IngressNetwork, SourceRule, VlanProtocol
 from datapath.plan.model import NetworkIds, Plan
-from datapath.plan.nft import NftChain, NftMap, NftTable
+from datapath.plan.nft import NftChain, NftFlowtable, NftMap, NftTable
 from datapath.plan.steering import SteeringProgram
 
 #: Elements per `add element` command: long lines make nft's parser and reviewers slow.
 ELEMENTS_PER_COMMAND = 64
+#: Devices per command for a flowtable: the kernel takes 256 (NFT_NETDEVICE_MAX).
+DEVICES_PER_COMMAND = 64
 
 
 def declare_map(table: NftTable, item: NftMap) -> str:
@@ -29,6 +31,15 @@ def declare_chain(table: NftTable, chain: NftChain) -> str:
 def declare_counter(table: NftTable, name: str) -> str:
     """The command that makes a counter; one that exists keeps counting."""
     return f"add counter {table.spec} {name}"
+
+
+def flowtable_commands(
+    verb: str, table: NftTable, item: NftFlowtable, devices: tuple[str, ...]
+) -> Iterator[str]:
+    """`add` or `delete` commands for these devices; without any, an `add` makes it all the same."""
+    for start in range(0, max(len(devices), 1), DEVICES_PER_COMMAND):
+        body = item.render(devices[start : start + DEVICES_PER_COMMAND])
+        yield f"{verb} flowtable {table.spec} {item.name} {{ {body} }}"
 
 
 def add_rules(table: NftTable, chain: NftChain) -> Iterator[str]:
@@ -56,6 +67,8 @@ def render_table(table: NftTable) -> str:
     lines = [f"add table {table.spec}"]
     lines += [declare_counter(table, name) for name in table.counters]
     lines += [declare_map(table, item) for item in table.maps]
+    for flowtable in table.flowtables:
+        lines += flowtable_commands("add", table, flowtable, flowtable.devices)
     lines += [declare_chain(table, chain) for chain in table.chains]
     lines += [f"flush chain {table.spec} {chain.name}" for chain in table.chains]
     lines += [f"flush {item.noun} {table.spec} {item.name}" for item in table.maps]

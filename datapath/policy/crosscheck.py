@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datapath.policy import (
+    check_acceleration,
     check_addresses,
     check_devices,
     check_egress,
@@ -45,6 +46,7 @@ CHECKS: tuple[Callable[[Readable], Iterable[Problem]], ...] = (
     check_references.probes,
     check_routes.external,
     check_steering.direct,
+    check_acceleration.accelerated,
     check_isolation.isolation,
     check_isolation.shared_vips,
     check_vrf.shared_tables,

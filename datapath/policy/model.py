@@ -247,6 +247,9 @@ class Network(PolicyModel):
     steering: Steering | None = Field(
         default=None, description="Overrides the file's `steering` for this network."
     )
+    accelerate: StrictBool | None = Field(
+        default=None, description="Overrides the file's `accelerate` for this network."
+    )
     track: Track = Field(
         default=Track.FIRST,
         description="`first`: a connection keeps the network it came in by; "
@@ -362,6 +365,11 @@ class Policy(PolicyModel):
         default=Backend.AUTO,
         description="What marks and checks packets as they enter: `auto`, `ebpf` or `nft`.",
     )
+    accelerate: StrictBool = Field(
+        default=False,
+        description="Carry established TCP and UDP connections of the networks past the hooks of netfilter, by a "
+        "flowtable (`nf_flow_table`), where they enter by a device that it covers.",
+    )
     networks: tuple[Network, ...] = Field(
         min_length=1, max_length=NETWORKS_MAX, description="The networks, in any order."
     )
@@ -379,3 +387,7 @@ class Policy(PolicyModel):
     def steering_of(self, network: Network) -> Steering:
         """How a network's replies are sent."""
         return network.steering or self.steering
+
+    def accelerates(self, network: Network) -> bool:
+        """Whether a network's established connections are to pass the hooks by."""
+        return self.accelerate if network.accelerate is None else network.accelerate

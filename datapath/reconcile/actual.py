@@ -36,11 +36,12 @@ class ActualMap:
 
 @dataclass(frozen=True, slots=True)
 class ActualTable:
-    """Our nftables table."""
+    """Our nftables table; `flowtables` are devices by name."""
 
     chains: Mapping[str, ActualChain] = field(default_factory=dict)
     maps: Mapping[str, ActualMap] = field(default_factory=dict)
     counters: frozenset[str] = frozenset()
+    flowtables: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from datapath.reconcile.nft import as_actual, diff_table
 from datapath.reconcile.present import (
     carried_program,
     carried_steering,
+    carried_table,
     needed_devices,
     ready_devices,
 )
@@ -106,7 +107,12 @@ def reconcile(
     # every route of every IPv6 table for each rule (`fib6_rule_flush_cache`): 5 s instead of 1 for 4,094 networks.
     steps += [*rules, *added]
     retired = retired_marks(actual, desired)
-    meanwhile = desired.transition or desired.table
+    # What this change makes is there after the first transaction, and an act of ours can be checked only before.
+    devices = frozenset(actual.links)
+    final = carried_table(desired.table, devices | links.created)
+    meanwhile = carried_table(desired.transition, devices) if desired.transition else final
+    if meanwhile is final and final is not None and final.flowtables:
+        meanwhile = carried_table(final, devices)
     if retired:
         meanwhile = with_retired(meanwhile, retired, actual.fwmark_mask)
     text = diff_table(actual.table, meanwhile, spec=TABLE_SPEC)
@@ -126,7 +132,7 @@ def reconcile(
     # The other way round, and for the same reason: rules of an empty table are cheap to delete.
     steps += [*stale, *_removed_rules(actual, desired)]
     closed = tuple((mark, actual.fwmark_mask) for mark in retired)
-    steps += _end_of_transition(desired, meanwhile, closed)
+    steps += _end_of_transition(desired, meanwhile, final, closed)
     if actual.steering.surplus:
         steps.append(TrimSteering(steering, released))
     steps += [*links.remove, *ended]
@@ -167,10 +173,13 @@ def _ingress_first(actual: Actual, desired: Plan) -> bool:
 
 
 def _end_of_transition(
-    desired: Plan, meanwhile: NftTable | None, closed: tuple[tuple[int, int], ...]
+    desired: Plan,
+    meanwhile: NftTable | None,
+    final: NftTable | None,
+    closed: tuple[tuple[int, int], ...],
 ) -> Iterator[Step]:
     """Connections that sent no packet meanwhile are carried over or end, then the old marks are forgotten."""
-    if meanwhile is None or meanwhile is desired.table:
+    if meanwhile is None or meanwhile is final:
         return
     if desired.transition is not None:
         for change in desired.mark_changes:
@@ -183,7 +192,7 @@ def _end_of_transition(
         for move in desired.zone_changes:
             yield MoveConnections(move)
         last = desired.holding
-    yield NftTransaction(diff_table(as_actual(last), desired.table, spec=TABLE_SPEC), follows=True)
+    yield NftTransaction(diff_table(as_actual(last), final, spec=TABLE_SPEC), follows=True)
 
 
 def _route_key(route: Route) -> tuple[object, ...]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from datapath.plan.nft import NftChain, NftMap, NftTable
+from datapath.plan.nft import NftChain, NftFlowtable, NftMap, NftTable
 from datapath.plan.render import (
     add_rules,
     declare_chain,
     declare_counter,
     declare_map,
     element_commands,
+    flowtable_commands,
     render_table,
 )
 from datapath.reconcile.actual import ActualChain, ActualMap, ActualTable
@@ -68,6 +69,7 @@ def as_actual(table: NftTable) -> ActualTable:
         {chain.name: ActualChain(chain.digests, chain.base) for chain in table.chains},
         {m.name: ActualMap(m.key_type, m.value_type, dict(m.elements), m.flags) for m in table.maps},
         frozenset(table.counters),
+        {item.name: frozenset(item.devices) for item in table.flowtables},
     )
 
 
@@ -93,6 +95,9 @@ def _empty(actual: ActualTable, desired: NftTable, difference: _Difference) -> I
     changed = [chain.name for chain in difference.changed if chain.name in actual.chains]
     for name in [*difference.stale_chains, *changed]:
         yield f"flush chain {desired.spec} {name}"
+    # No rule speaks of it any more. Before another one comes: a table takes each device only once.
+    for name in sorted(set(actual.flowtables) - {item.name for item in desired.flowtables}):
+        yield f"delete flowtable {desired.spec} {name}"
     for name in sorted(difference.moved):
         yield f"delete chain {desired.spec} {name}"
     for name in sorted(difference.retyped):
@@ -106,9 +111,22 @@ def _declare(actual: ActualTable, desired: NftTable, difference: _Difference) ->
     for item in desired.maps:
         if item.name not in actual.maps or item.name in difference.retyped:
             yield declare_map(desired, item)
+    for flowtable in desired.flowtables:
+        yield from _flowtable_changes(actual, desired, flowtable)
     for chain in desired.chains:
         if chain.name not in actual.chains or chain.name in difference.moved:
             yield declare_chain(desired, chain)
+
+
+def _flowtable_changes(actual: ActualTable, desired: NftTable, item: NftFlowtable) -> Iterator[str]:
+    """Device by device: what is carried by the others goes on."""
+    before = actual.flowtables.get(item.name)
+    gone = tuple(sorted((before or frozenset()) - set(item.devices)))
+    come = tuple(name for name in item.devices if name not in (before or ()))
+    if gone:
+        yield from flowtable_commands("delete", desired, item, gone)
+    if come or before is None:
+        yield from flowtable_commands("add", desired, item, come)
 
 
 def _chain_differs(actual: ActualChain | None, desired: NftChain) -> bool:

@@ -8,10 +8,11 @@ that (a person's apply) or to wait for the device (the daemon).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Plan
+from datapath.plan.nft import NftFlowtable, NftTable
 from datapath.plan.rtnl import Slave, VrfLink
 from datapath.plan.steering import SteeringProgram
 from datapath.reconcile.actual import ActualLink
@@ -92,6 +93,28 @@ def carried_steering(plan: Plan, links: Mapping[str, ActualLink]) -> SteeringPro
     """The same for the egress program."""
     there = ready_devices(plan, links) | set(links)
     return _without(plan.steering, there)
+
+
+def carried_table(table: NftTable | None, devices: Collection[str]) -> NftTable | None:
+    """The table, its flowtables with those devices only that are there; the very same one where nothing is missing."""
+    if table is None or all(name in devices for item in table.flowtables for name in item.devices):
+        return table
+    flowtables = tuple(
+        NftFlowtable(item.name, tuple(name for name in item.devices if name in devices))
+        for item in table.flowtables
+    )
+    return dataclasses.replace(table, flowtables=flowtables)
+
+
+def without_flowtables(table: NftTable) -> NftTable:
+    """What a kernel without flowtables takes of it."""
+    chains = tuple(
+        dataclasses.replace(
+            chain, rules=tuple(rule for rule in chain.rules if not rule.text.startswith("flow add "))
+        )
+        for chain in table.chains
+    )
+    return dataclasses.replace(table, chains=chains, flowtables=())
 
 
 def _without(program: SteeringProgram, there: frozenset[str] | set[str]) -> SteeringProgram:

@@ -396,8 +396,11 @@ def interest_of(plan: Plan) -> Interest:
     theirs = {*plan.external_tables, *(vrf.table for vrf in plan.vrfs)}
     tables = {route.table for route in plan.routes} - theirs
     parents = {link.parent for link in plan.links}
+    flowtables = plan.table.flowtables if plan.table else ()
     devices = needed_devices(plan) | parents | set(plan.steering.devices)
-    return Interest(devices, frozenset(tables), default_routes=bool(plan.steering.networks))
+    devices |= {name for flowtable in flowtables for name in flowtable.devices}
+    follows_default = bool(plan.steering.networks or flowtables)
+    return Interest(devices, frozenset(tables), default_routes=follows_default)
 
 
 def run_service(policy: Path, drop_ins: Path | None, state: Path, metrics: str | None) -> None:

@@ -53,7 +53,7 @@ class FakeKernel:
         hook: Hook = Hook.TCX,
     ) -> None:
         self.links, self.rules, self.routes = Links(), Rules(), Routes()
-        self.nft, self.ingress = Nft(), Ingress(hook)
+        self.nft, self.ingress = Nft(self.links.by_name), Ingress(hook)
         self.sysctls = dict(sysctls)
         self.foreign_rules = foreign_rules
         self._had_vrf = False
@@ -65,6 +65,7 @@ class FakeKernel:
         made.links, made.rules, made.routes = self.links.copy(), self.rules.copy(), self.routes.copy()
         made.nft.table = self.nft.table and self.nft.table.copy()
         made.ingress = self.ingress.copy()
+        made.nft.devices = made.links.by_name
         made._had_vrf = self._had_vrf
         return made
 
@@ -104,6 +105,8 @@ class FakeKernel:
         self.routes.drop_devices(lost)
         gone = lost - set(self.links.by_name)
         self.ingress.drop_devices(gone)
+        for device in gone:
+            self.nft.drop_device(device)
         keys = {key for key in self.sysctls if key.split("/")[3:4] and key.split("/")[3] in gone}
         self.sysctls = {key: value for key, value in self.sysctls.items() if key not in keys}
 

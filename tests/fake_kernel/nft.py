@@ -20,10 +20,12 @@ _COMMAND = re.compile(r"(?P<verb>\w+) (?P<noun>\w+) inet datapath(?: (?P<rest>.*
 _BASE = re.compile(r"type (?P<type>\w+) hook (?P<hook>\w+) priority (?P<priority>-?\d+);")
 _TYPE = re.compile(r"type (?P<key>[^:;]+?)(?: : (?P<value>\w+))?;(?: flags (?P<flags>[^;]+);)?")
 _ELEMENT = re.compile(r'("[^"]*"|[^ ,{}"]+)(?: : ([^,{}]*[^ ,{}])| comment "([^"]*)")?')
+_DEVICES = re.compile(r"devices = \{ (?P<names>[^}]*) \}")
 _COMMENT = re.compile(r' comment "([^"]*)"\Z')
 _REFERENCES = {
     "chain": re.compile(r"\b(?:jump|goto) ([^\s,}]+)"),
-    "map": re.compile(r"@(\S+)"),
+    "map": re.compile(r"(?<!flow add )@(\S+)"),
+    "flowtable": re.compile(r"flow add @(\S+)"),
     "counter": re.compile(r'counter name "([^"]+)"'),
 }
 
@@ -57,9 +59,10 @@ class Table:
     chains: dict[str, Chain] = field(default_factory=dict)
     maps: dict[str, Map] = field(default_factory=dict)
     counters: set[str] = field(default_factory=set)
+    flowtables: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def copy(self) -> Table:
-        return Table(dict(self.chains), dict(self.maps), set(self.counters))
+        return Table(dict(self.chains), dict(self.maps), set(self.counters), dict(self.flowtables))
 
     def references(self) -> Iterator[tuple[str, str]]:
         for chain in self.chains.values():
@@ -78,8 +81,10 @@ def _references(text: str) -> frozenset[tuple[str, str]]:
 class Nft:
     """nf_tables with our table, or without."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Container[str] = ()) -> None:
         self.table: Table | None = None
+        #: That a flowtable can have.
+        self.devices = devices
 
     def apply(self, text: str) -> None:
         """One transaction."""
@@ -112,7 +117,12 @@ class Nft:
         ids = [rule.comment for rule in self.table.chains.get(IDS, Chain(None)).rules]
         if IDS in maps:
             ids += maps[IDS].elements.values()
-        return ActualTable(chains, maps, frozenset(self.table.counters)), ids
+        return ActualTable(chains, maps, frozenset(self.table.counters), dict(self.table.flowtables)), ids
+
+    def drop_device(self, name: str) -> None:
+        """A device goes: flowtables forget it."""
+        if self.table is not None:
+            self.table.flowtables = {key: names - {name} for key, names in self.table.flowtables.items()}
 
     def _command(self, line: str) -> None:
         match = _COMMAND.match(line)
@@ -124,7 +134,9 @@ class Nft:
         if self.table is None:
             raise _refused(errno.ENOENT)
         name, _, body = rest.partition(" ")
-        if verb == "add":
+        if noun == "flowtable" and body:
+            self._change_flowtable(self.table, verb, name, body)
+        elif verb == "add":
             _add(self.table, noun, name, body)
         elif noun == "element":
             _delete_elements(self.table, name, body)
@@ -133,6 +145,22 @@ class Nft:
         else:
             assert verb == "delete", line
             _delete(self.table, noun, name)
+
+    def _change_flowtable(self, table: Table, verb: str, name: str, body: str) -> None:
+        match = _DEVICES.search(body)
+        devices = frozenset(item.strip('"') for item in match["names"].split(", ")) if match else frozenset()
+        present = table.flowtables.get(name, frozenset())
+        if verb == "delete":
+            if name not in table.flowtables or not devices <= present:
+                raise _refused(errno.ENOENT)
+            table.flowtables[name] = present - devices
+            return
+        if any(device not in self.devices for device in devices):
+            raise _refused(errno.ENOENT)
+        others = [names for key, names in table.flowtables.items() if key != name]
+        if any(devices & names for names in others):
+            raise _refused(errno.EEXIST)
+        table.flowtables[name] = present | devices
 
     def _table_command(self, verb: str) -> None:
         if verb == "add":
@@ -197,6 +225,7 @@ def _require(table: Table, references: frozenset[tuple[str, str]]) -> None:
         "chain": table.chains,
         "map": table.maps,
         "counter": table.counters,
+        "flowtable": table.flowtables,
     }
     if any(name not in present[noun] for noun, name in references):
         raise _refused(errno.ENOENT)
@@ -261,10 +290,11 @@ def _delete(table: Table, noun: str, name: str) -> None:
         # Its own rules go with it and do not hold it.
         _flush(table, noun, name)
     kind = "map" if noun == "set" else noun
-    places: dict[str, dict[str, Chain] | dict[str, Map] | set[str]] = {
+    places: dict[str, Container[str]] = {
         "chain": table.chains,
         "map": table.maps,
         "counter": table.counters,
+        "flowtable": table.flowtables,
     }
     if name not in places[kind]:
         raise _refused(errno.ENOENT)
@@ -274,5 +304,7 @@ def _delete(table: Table, noun: str, name: str) -> None:
         table.counters.remove(name)
     elif kind == "chain":
         del table.chains[name]
+    elif kind == "flowtable":
+        del table.flowtables[name]
     else:
         del table.maps[name]

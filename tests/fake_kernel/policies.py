@@ -44,6 +44,8 @@ POLICIES: dict[str, tuple[str, ...]] = {
         "- {name: web, network: a, sources: [172.16.1.0/24], source_ip: 10.1.0.20}",
         "- {name: jobs, network: b, set: true, source_ip: [10.2.0.20-10.2.0.22]}",
     ),
+    "accelerate": ("accelerate: true", "networks:", _A, _B),
+    "accelerate vlan": ("accelerate: true", "networks:", _A, _VLAN),
     "priority": ("rules: {priority: 20000}", "networks:", _A, _B),
     "vrf": ("networks:", _A, _B.replace("{name", "{vrf: {name: red, table: 2, create: true}, name")),
     "other vrf": ("networks:", _A, _B.replace("{name", "{vrf: {name: blue, table: 3, create: true}, name")),

@@ -189,7 +189,9 @@ def names(*without: str) -> list[str]:
     return [
         name
         for name in POLICIES
-        if name not in without and (able or "vlan" not in name) and "vrf" not in name
+        if name not in without
+        and (able or "vlan" not in name)
+        and not any(word in name for word in ("vrf", "accelerate"))
     ]
 
 
@@ -198,7 +200,13 @@ def parameters(*without: str) -> list[ParameterSet]:
     vlan = [pytest.mark.kernel_feature("8021q"), pytest.mark.vm]
     # What the fake knows of VRFs is compared with no kernel: tests/vm/test_vrf_vm.py sees what the product does there.
     chosen = [name for name in POLICIES if name not in without and "vrf" not in name]
-    return [pytest.param(name, marks=vlan if "vlan" in name else []) for name in chosen]
+    flowtable = [pytest.mark.kernel_feature("nf_flow_table"), pytest.mark.vm]
+    return [
+        pytest.param(
+            name, marks=(vlan if "vlan" in name else []) + (flowtable if "accelerate" in name else [])
+        )
+        for name in chosen
+    ]
 
 
 def test_facts_are_those_of_the_node(both: Both) -> None:

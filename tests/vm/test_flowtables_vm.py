@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,11 +13,10 @@ from datapath.plan.ingress import Verdict
 from datapath.service.healer import Healer
 from tests.bpf.conftest import inside
 from tests.vm.conftest import Ground
+from tests.vm.flows import TURNS, Flow, conversations, has_chains, ways
 from tests.vm.paths import hardware_address
 from tools.lab import Backend
-from tools.lab.netns import Namespace
-from tools.lab.topology import FAMILIES, IpAddress
-from tools.lab.traffic import ask_line, connect, datagrams
+from tools.lab.topology import FAMILIES
 
 pytestmark = [
     pytest.mark.vm,
@@ -29,8 +27,6 @@ pytestmark = [
 
 #: Which packets may add a flow: the other direction's route is looked up by that packet.
 HOOKED = {"any": "", "request": "ct direction original", "reply": "ct direction reply"}
-BACKENDS = (Backend.LOCAL_POD, Backend.REMOTE_POD)
-TURNS = 5
 
 FOREIGN = """
 table inet firewall {{
@@ -44,27 +40,6 @@ table inet firewall {{
   }}
 }}
 """
-
-
-class Flow:
-    """One connection from the client, asked again and again."""
-
-    def __init__(self, ground: Ground, kind: str, target: IpAddress) -> None:
-        open_ = connect if kind == "tcp" else datagrams
-        self.kind, self.target = kind, target
-        self.sock: socket.socket = open_(ground.lab, "client", target, seconds=20)
-
-    def ask(self) -> None:
-        """One request and its answer.
-
-        Raises:
-            OSError: no answer.
-        """
-        if self.kind == "tcp":
-            assert '"source"' in ask_line(self.sock, "who")
-        else:
-            self.sock.send(b"who")
-            assert b'"source"' in self.sock.recv(4096)
 
 
 @pytest.fixture(scope="module")
@@ -92,51 +67,6 @@ def flowtable(served: Ground) -> Iterator[Callable[[str], None]]:
     assert not has_chains(node)
 
 
-def conversations(ground: Ground) -> list[str]:
-    """Ask by every kind of flow; what went wrong."""
-    (network,) = ground.lab.networks
-    wrong = []
-    for backend in BACKENDS:
-        for family in FAMILIES:
-            for kind in ("tcp", "udp"):
-                flow = Flow(ground, kind, network.vips[backend].get(family))
-                name = f"{kind} {backend} {flow.target}"
-                with flow.sock:
-                    try:
-                        for _ in range(TURNS):
-                            flow.ask()
-                    except OSError as error:
-                        wrong.append(f"{name}: {error!r}")
-                    if not offloaded(ground.lab.node, flow):
-                        wrong.append(f"{name}: not taken over by the flowtable")
-    return wrong
-
-
-def offloaded(node: Namespace, flow: Flow) -> bool:
-    version = "ipv4" if flow.target.version == 4 else "ipv6"
-    port = str(flow.sock.getsockname()[1])
-    listed = node.run(
-        "conntrack",
-        "-L",
-        "-f",
-        version,
-        "-p",
-        flow.kind,
-        "--orig-dst",
-        str(flow.target),
-        "--orig-port-src",
-        port,
-    )
-    return "OFFLOAD" in listed
-
-
-def ways(ground: Ground) -> set[str]:
-    """Whom the node sent answers to on the VLAN, by hardware address."""
-    (network,) = ground.lab.networks
-    vips = {str(a) for pair in network.vips.values() for a in pair}
-    return {seen.mac for seen in ground.lab.by_vlan[network.name].read() if seen.source in vips}
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("who", HOOKED)
 def test_established_flows_leave_by_the_vlan(
@@ -144,7 +74,7 @@ def test_established_flows_leave_by_the_vlan(
 ) -> None:
     flowtable(HOOKED[who])
     served.lab.reset_counters()
-    assert conversations(served) == []
+    assert conversations(served.lab) == []
     assert ways(served) == {hardware_address(served.lab["router"], "br-vlan").hex(":")}
     assert served.lab.by_gateway.wrong_way() == 0
 
@@ -178,10 +108,6 @@ def test_a_daemon_hears_of_flowtables_and_adds_the_chains_and_takes_them_away(se
         healer.close()
 
 
-def has_chains(node: Namespace) -> bool:
-    return "chain swap" in node.run("nft", "list", "table", "inet", "datapath")
-
-
 def seen_by_the_program(ground: Ground) -> int:
     (network,) = ground.lab.networks
     with inside(ground.lab.node.name):
@@ -193,11 +119,11 @@ def test_sources_are_checked_before_the_flowtable(served: Ground, flowtable: Cal
     """The program sees packets that the flowtable carries, and what the policy denies stops at once."""
     (network,) = served.lab.networks
     flowtable("")
-    flow = Flow(served, "udp", network.vips[Backend.LOCAL_POD].v4)
+    flow = Flow(served.lab, "udp", network.vips[Backend.LOCAL_POD].v4)
     with flow.sock:
         flow.ask()
         flow.ask()
-        assert offloaded(served.lab.node, flow)
+        assert flow.offloaded(served.lab.node)
         before = seen_by_the_program(served)
         for _ in range(TURNS):
             flow.ask()
@@ -222,23 +148,21 @@ def test_a_flow_follows_a_new_gateway(served: Ground, flowtable: Callable[[str],
     )
     flowtable("")
     flows = [
-        Flow(served, kind, network.vips[Backend.LOCAL_POD].get(family))
+        Flow(served.lab, kind, network.vips[Backend.LOCAL_POD].get(family))
         for kind in ("tcp", "udp")
         for family in FAMILIES
     ]
     try:
         for flow in flows:
-            for _ in range(TURNS):
-                flow.ask()
-        assert [offloaded(served.lab.node, flow) for flow in flows] == [True] * len(flows)
+            flow.settle()
+        assert [flow.offloaded(served.lab.node) for flow in flows] == [True] * len(flows)
         policy = served.public()
         for old, new in zip(network.gateway, network.client_vlan, strict=True):
             policy = policy.replace(f'"{old}"', f'"{new}"')
         served.apply(policy)
         served.lab.reset_counters()
         for flow in flows:
-            for _ in range(TURNS):
-                flow.ask()
+            flow.settle()
         assert ways(served) == {hardware_address(other, "eth0").hex(":")}
     finally:
         for flow in flows:
