@@ -11,10 +11,10 @@ import pytest
 from datapath.errors import ConflictError
 from tests.vm.conftest import Ground
 from tests.vm.test_matrix_vm import faults
-from tests.vm.vrf import BLUE, GIVEN, RED, UNCHECKED, reaches, sent_to_the_node
+from tests.vm.vrf import BLUE, GIVEN, RED, UNCHECKED, client_of_blue, outside
 from tools.lab import vlan_cells
 from tools.lab.dump import difference
-from tools.lab.topology import ELSEWHERE, FAMILIES, POD_A
+from tools.lab.topology import FAMILIES
 
 pytestmark = [
     pytest.mark.vm,
@@ -24,30 +24,18 @@ pytestmark = [
 ]
 
 
-def test_the_same_attempts_arrive_without_vrfs(ground: Ground) -> None:
-    """What test_vrf_vm.py tries in vain can succeed."""
-    settled = ground.dump()
-    ground.apply(ground.paths["given"].policy + UNCHECKED)
-    with sent_to_the_node(ground.paths["given"], [POD_A, ELSEWHERE]):
-        arrived = [
-            reaches(ground, role, address, 4) for role, address in (("pod_a", POD_A), ("gw", ELSEWHERE))
-        ]
-    ground.apply()
-    assert arrived == [True, True]
-    assert difference(settled, ground.dump()) == ""
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_route_is_what_keeps_a_vrf_without_default_route_closed(ground: Ground, family: int) -> None:
     path = ground.paths["given"]
     policy = "".join(line for line in path.policy.splitlines(keepends=True) if "gateway" not in line)
     ground.apply(policy + BLUE + UNCHECKED)
-    with sent_to_the_node(path, [ELSEWHERE]):
-        closed = not reaches(ground, "gw", ELSEWHERE, family)
+    client, places = client_of_blue(ground), outside(ground)
+    with client.sending([place.addresses for place in places.values()]):
+        closed = client.arrives(places, family, {"pod"})
         ground.lab.node.ip([f"-{family} route del unreachable default table 3"])
-        opened = reaches(ground, "gw", ELSEWHERE, family)
+        opened = client.arrives(places, family, set(places))
     ground.apply()
-    assert (closed, opened) == (True, True)
+    assert (closed, opened) == ({"pod"}, set(places))
 
 
 def test_the_matrix_by_nftables(ground: Ground) -> None:
