@@ -126,6 +126,7 @@ class StateDirectory:
         self.path = path
         #: What a file with that digest says, in that namespace: a daemon reads the same one again and again.
         self._known: tuple[bytes, int, State] | None = None
+        self._nothing_pending: tuple[int, ...] = ()
 
     @contextmanager
     def locked(self, *, wait_s: float = LOCK_WAIT_S, name: str = _LOCK) -> Iterator[None]:
@@ -187,6 +188,28 @@ class StateDirectory:
             state = _decode(unseal(text, path, hint=f"restore it, or remove it: {_LOSS}"), path)
             self._known = (digest, netns, state)
         return self._known[2]
+
+    def pending(self) -> Pending | None:
+        """The change that waits for its confirmation. A file that said before that none does is not read again.
+
+        Raises:
+            InputError: as `load`.
+        """
+        found = self._fingerprint()
+        if found and found == self._nothing_pending:
+            return None
+        pending = self.load().pending
+        # Taken before it was read: a file that came between the two has another.
+        self._nothing_pending = found if pending is None else ()
+        return pending
+
+    def _fingerprint(self) -> tuple[int, ...]:
+        """Of the file of the state, which is never changed but replaced; empty where it cannot be seen."""
+        try:
+            status = (self.path / _STATE).stat()
+        except OSError:
+            return ()
+        return status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns
 
     def forget(self) -> None:
         """Free what is kept of the file."""

@@ -8,10 +8,11 @@ place is a conflict, never replaced. The namespace is that of the process.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,6 +41,8 @@ _INFO: Final = TC_PRIORITY << 16 | socket.htons(_ETH_P_ALL)
 _PARENTS: Final = {Direction.INGRESS: 0xFFFFFFF2, Direction.EGRESS: 0xFFFFFFF3}
 _CLSACT: Final = 0xFFFFFFF1
 _CLSACT_HANDLE: Final = 0xFFFF0000
+#: linux/sockios.h
+_SIOCGIFINDEX: Final = 0x8933
 _CLSACT_KINDS: Final = frozenset({"clsact", "ingress"})
 #: Of a question for one filter: no such device; no such qdisc, or a filter of another kind has that priority.
 _NOTHING_THERE: Final = frozenset({errno.ENODEV, errno.EINVAL})
@@ -89,6 +92,27 @@ class TcState:
 def ifindexes() -> dict[str, int]:
     """Every device of the namespace by name."""
     return {name: index for index, name in socket.if_nameindex()}
+
+
+def indexes_of(ifnames: Iterable[str]) -> dict[str, int]:
+    """Some devices by name, 0 for one that is not there.
+
+    For who asks again and again: for its list of all, the C library takes 1.5 kB a device and keeps it.
+    """
+    found: dict[str, int] = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for name in ifnames:
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFINDEX, struct.pack("=16s24x", name.encode()))
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise KernelError(
+                        f"look for device {name}", str(error), errno=error.errno or 0
+                    ) from error
+                found[name] = 0
+            else:
+                (found[name],) = struct.unpack_from("=i", answer, 16)
+    return found
 
 
 def _filters(netlink: Netlink, ifindex: int, direction: Direction) -> list[TcFilter]:

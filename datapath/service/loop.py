@@ -50,7 +50,7 @@ SYSCTL_POLL_S = 120.0
 PROGRAMS_POLL_S = 10.0
 #: After a repair.
 CONFIRM_S = 1.0
-#: After a look that an event was the reason for: to collect garbage among thousands of networks takes a while.
+#: After a look, which keeps the state: to collect garbage among thousands of networks takes a while.
 SETTLE_S = 10.0
 FILES_POLL_S = 10.0
 _EVENTS_MAX = 50
@@ -275,9 +275,7 @@ class Service:
             return
         self._healer.forget(event.kind for event in events)
         self._events += events[: _EVENTS_MAX - len(self._events)]
-        now = time.monotonic()
-        self._timers.debounce(self._look, now, QUIET_S, BURST_S)
-        self._timers.earliest(self._settle, now + SETTLE_S)
+        self._timers.debounce(self._look, time.monotonic(), QUIET_S, BURST_S)
 
     def _present_sight(self) -> Sight:
         """For an apply: what was read before, without that which anything was, or could not be, heard of since."""
@@ -300,6 +298,7 @@ class Service:
         """Compare and repair; whatever comes of it, there will be another look."""
         now = time.monotonic()
         self._timers.cancel(self._look)
+        self._timers.earliest(self._settle, now + SETTLE_S)
         try:
             look = self._healer.look()
         except BusyError:

@@ -139,7 +139,7 @@ class Reloader:
 
     def undo_overdue(self) -> bool:
         """Undo a change that nobody confirmed in time and nobody else undid."""
-        pending = self._directory.load().pending
+        pending = self._directory.pending()
         if pending is None or not is_overdue(pending, UNDO_GRACE_S):
             return False
         return undo(self._directory, self._controller, pending.token) is not None

@@ -118,8 +118,8 @@ def running(ifnames: Sequence[str], direction: Direction) -> tuple[tuple[int, ..
     """What runs at these devices, as far as no event would tell of a change; the same value, the same programs."""
     if not tcx.is_supported():
         return ()
-    indexes = tc.ifindexes()
-    return tuple((indexes.get(name, 0), *tcx.programs(indexes.get(name, 0), direction)) for name in ifnames)
+    indexes = tc.indexes_of(ifnames)
+    return tuple((indexes[name], *tcx.programs(indexes[name], direction)) for name in ifnames)
 
 
 def observe_attachments(direction: Direction) -> Attachments:
