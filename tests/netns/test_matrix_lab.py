@@ -16,9 +16,11 @@ from tools.lab.dump import difference, dump_namespace
 pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).parents[2]
+#: Who starts this in the background of a shell has it ignore SIGINT.
 HOLD = """
-import sys
+import signal, sys
 from tools.lab import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Lab() as lab:
     print(lab.prefix, flush=True)
     sys.stdin.read()
