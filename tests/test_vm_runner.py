@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.service.daemon import wait_until
 from tools.vm import boot
 from tools.vm.guest import MARKER
 from tools.vm.kernels import KernelImage
 from tools.vm.selection import marked_files
+from tools.vm.together import run_together
 
 _IMAGE = KernelImage("6.1", "6.1.0-0-amd64", Path("nowhere"))
 _SUITE = '<testsuite tests="{tests}" failures="{failures}" errors="{errors}" skipped="{skipped}"/>'
@@ -97,3 +100,34 @@ def test_the_machine_reads_only_files_with_marked_tests() -> None:
     files = marked_files()
     assert "tests/vm/test_probe.py" in files
     assert "tests/test_vm_runner.py" not in files
+
+
+def _program(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_machines_side_by_side_are_told_apart_and_one_that_fails_is_enough(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run_together({"6.1": _program("print('well')"), "6.12": _program("print('so so')")}) == 0
+    assert run_together({"6.1": _program("print('well')"), "6.12": _program("raise SystemExit(1)")}) == 1
+    assert sorted(capfd.readouterr().out.splitlines()) == ["6.1   well", "6.1   well", "6.12  so so"]
+
+
+def test_who_is_ended_ends_the_machines_side_by_side(tmp_path: Path) -> None:
+    """By the signal that a CI's time limit sends."""
+    pids = [tmp_path / "first", tmp_path / "second"]
+    waiting = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(300)"
+    commands = {path.name: [*_program(waiting), str(path)] for path in pids}
+    main = (
+        "import signal, sys; from tools.vm.together import run_together\n"
+        "signal.signal(signal.SIGTERM, lambda number, _: sys.exit(143))\n"
+        f"run_together({commands!r})"
+    )
+    with subprocess.Popen(_program(main), cwd=boot.REPOSITORY) as process:
+        wait_until(lambda: all(path.exists() and path.read_text() for path in pids), "both run")
+        process.terminate()
+        assert process.wait(60) == 143
+    for path in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)
