@@ -26,7 +26,7 @@ _REPORTS = 10
 
 def policy(networks: int) -> str:
     """A policy of so many networks on devices d0, d1, ..., both families."""
-    lines = ["version: 1", "backend: nft", "node: {internal: [10.112.0.0/12]}", "networks:"]
+    lines = ["version: 1", "backend: ebpf", "node: {internal: [10.112.0.0/12]}", "networks:"]
     for number in range(networks):
         high, low = divmod(number, 256)
         v4, v6 = f"203.{low}.{high}", f"2001:db8:{number:x}:"
