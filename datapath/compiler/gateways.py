@@ -124,6 +124,7 @@ def _checks(network: Network) -> Iterator[GatewayCheck]:
             wish.multiplier,
             wish.recovery,
             wish.hold_s,
+            wish.bfd_socket if wish.method is CheckMethod.BFD else "",
         )
 
 

@@ -118,6 +118,14 @@ class Questions(ABC):
                 found.add(address)
         return found
 
+    def is_waiting(self) -> bool:
+        """Whether the last question may still be answered by somebody else than the gateway."""
+        return False
+
+    def trouble(self, target: Address) -> str:  # noqa: ARG002
+        """Why the last question says nothing about the gateway, where that is known only afterwards."""
+        return ""
+
     def link_address(self, target: Address) -> bytes:
         """Of its last answer; empty where there was none, and for those who are asked by echo requests."""
         return self._links.get(target, b"")

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
-from datapath.kernel.gateway_questions import Questions, questions
+from datapath.kernel.gateway_questions import Questions
+from datapath.kernel.gateway_wires import Wire
 from datapath.kernel.netlink import Netlink, attributes
 from datapath.plan.gateways import CheckMethod
 
@@ -18,6 +19,7 @@ Address = IPv4Address | IPv6Address
 _ROUNDS: Final = 3
 _ROUND_S: Final = 0.3
 _POLL_S: Final = 0.01
+_NO_WORD: Final = "FRR has not answered in time: ask again"
 _GETLINK: Final = 18
 #: struct ifinfomsg.
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
@@ -30,6 +32,7 @@ class Question(NamedTuple):
     device: str
     address: Address
     method: CheckMethod = CheckMethod.NEIGHBOUR
+    bfd_socket: str = ""
 
 
 class Answer(NamedTuple):
@@ -50,7 +53,7 @@ class Answer(NamedTuple):
 
 def who_answers(asked: Iterable[Question]) -> dict[Question, Answer]:
     """Ask all at once; takes under a second where somebody does not answer."""
-    wires: dict[tuple[str, int, CheckMethod], Questions] = {}
+    wires: dict[Wire, Questions] = {}
     found: dict[Question, Answer] = {}
     waiting = list(dict.fromkeys(asked))
     try:
@@ -59,6 +62,9 @@ def who_answers(asked: Iterable[Question]) -> dict[Question, Answer]:
                 problem = _ask(wires, question, is_again=round_ > 0)
                 found[question] = Answer(problem=problem)
             waiting = _listen(wires, waiting, found)
+        for question in waiting:
+            if problem := _trouble(wires.get(_wire(question)), question.address):
+                found[question] = Answer(problem=problem)
     finally:
         for wire in wires.values():
             wire.close()
@@ -68,16 +74,22 @@ def who_answers(asked: Iterable[Question]) -> dict[Question, Answer]:
     }
 
 
-def _wire(question: Question) -> tuple[str, int, CheckMethod]:
-    return question.device, question.address.version, question.method
+def _wire(question: Question) -> Wire:
+    return Wire(question.device, question.address.version, question.method, question.bfd_socket)
 
 
-def _ask(wires: dict[tuple[str, int, CheckMethod], Questions], question: Question, *, is_again: bool) -> str:
+def _trouble(wire: Questions | None, address: Address) -> str:
+    if wire is None:
+        return ""
+    return wire.trouble(address) or (_NO_WORD if wire.is_waiting() else "")
+
+
+def _ask(wires: dict[Wire, Questions], question: Question, *, is_again: bool) -> str:
     """Why it could not be asked."""
     key = _wire(question)
     try:
         if key not in wires:
-            wires[key] = questions(*key)
+            wires[key] = key.open()
         wires[key].ask(question.address, everybody=is_again)
     except OSError as error:
         return error.strerror or str(error)
@@ -85,7 +97,7 @@ def _ask(wires: dict[tuple[str, int, CheckMethod], Questions], question: Questio
 
 
 def _listen(
-    wires: dict[tuple[str, int, CheckMethod], Questions],
+    wires: dict[Wire, Questions],
     waiting: list[Question],
     found: dict[Question, Answer],
 ) -> list[Question]:

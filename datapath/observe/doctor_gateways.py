@@ -11,7 +11,7 @@ from datapath.kernel.host import HostView
 from datapath.kernel.who_answers import Answer, Question
 from datapath.observe.findings import Finding, fail, ok, warn
 from datapath.observe.policy_view import PolicyView
-from datapath.plan.gateways import GatewayCheck
+from datapath.plan.gateways import CheckMethod, GatewayCheck
 from datapath.plan.model import Plan
 from datapath.policy import Network, Policy
 
@@ -20,7 +20,9 @@ _NAMED = 8
 
 def gateway_questions(plan: Plan) -> tuple[Question, ...]:
     """What is to be asked for `check_gateways`: those that the daemon watches, the way it does."""
-    return tuple(Question(check.device, check.address, check.method) for check in plan.checks)
+    return tuple(
+        Question(check.device, check.address, check.method, check.bfd_socket) for check in plan.checks
+    )
 
 
 def check_gateways(host: HostView, view: PolicyView) -> Iterator[Finding]:
@@ -80,7 +82,9 @@ def _unasked(checks: list[GatewayCheck], answers: Mapping[GatewayCheck, Answer])
             "gateways",
             f"{_names(same)} of network {same[0].network} cannot be asked on {same[0].device}: {problem}",
             "nobody notices if one of them fails, and it stays in use",
-            "look at the device: is it up, has it a carrier, and for `method: icmp` an address on the gateway's"
+            "do what that says: `show bfd peers` in vtysh tells what FRR knows"
+            if same[0].method is CheckMethod.BFD
+            else "look at the device: is it up, has it a carrier, and for `method: icmp` an address on the gateway's"
             " subnet?",
         )
 
@@ -120,11 +124,12 @@ def _some_gone(network: str, gone: list[GatewayCheck], *, is_moved: bool) -> Fin
 def _daemon(host: HostView, view: PolicyView) -> Iterator[Finding]:
     """The packaged unit allows packet sockets to nobody."""
     up = {link.name for link in view.links if link.up}
-    can_be_asked = any(check.device in up for check in view.plan.checks)
+    by_packet = [check for check in view.plan.checks if check.method is not CheckMethod.BFD]
+    can_be_asked = any(check.device in up for check in by_packet)
     if view.is_in_force and can_be_asked and host.daemon is not None and host.packet_sockets == 0:
         yield fail(
             "gateways",
-            f"the daemon (pid {host.daemon}) asks none of {len(view.plan.checks)}: it has no packet socket open",
+            f"the daemon (pid {host.daemon}) asks none of {len(by_packet)}: it has no packet socket open",
             "all gateways are used as they are written, also those that fail",
             "`systemctl edit datapath`: [Service] RestrictAddressFamilies=AF_PACKET, and restart it; outside of the"
             " unit, give it CAP_NET_RAW. Its log says `gateway_cannot_be_asked` with the reason",

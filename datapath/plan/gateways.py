@@ -13,6 +13,7 @@ class CheckMethod(enum.StrEnum):
 
     NEIGHBOUR = "neighbour"
     ICMP = "icmp"
+    BFD = "bfd"
     OFF = "off"
 
 
@@ -25,6 +26,7 @@ class GatewayCheck:
         multiplier: questions in a row without an answer until it is down.
         recovery: answers in a row until it is up again.
         hold_s: for which it stays down at least.
+        bfd_socket: of FRR's bfdd, which is asked instead of the gateway; empty for another method.
     """
 
     network: str
@@ -35,6 +37,7 @@ class GatewayCheck:
     multiplier: int
     recovery: int
     hold_s: float
+    bfd_socket: str = ""
 
     @property
     def key(self) -> tuple[str, IPv4Address | IPv6Address]:
@@ -42,8 +45,9 @@ class GatewayCheck:
         return self.network, self.address
 
     def render(self) -> str:
+        through = f" through {self.bfd_socket}" if self.bfd_socket else ""
         return (
-            f"watch gateway {self.address} of {self.network} on {self.device} by {self.method}"
+            f"watch gateway {self.address} of {self.network} on {self.device} by {self.method}{through}"
             f" every {self.interval_s:g} s: down after {self.multiplier} without an answer,"
             f" up after {self.recovery} answers and {self.hold_s:g} s"
         )

@@ -24,6 +24,7 @@ def several(readable: Readable) -> Iterator[Problem]:
     for index, network in readable.networks:
         path: PolicyPath = ("networks", index)
         yield from _each(network, path)
+        yield from _socket_for_bfd(network, path)
         if not network.gateways:
             continue
         if network.gateway_mode is GatewayMode.ACTIVE_STANDBY:
@@ -50,6 +51,16 @@ def _each(network: Network, path: PolicyPath) -> Iterator[Problem]:
             )
         elif problem := gateway_problem(where, network, address):
             yield problem
+
+
+def _socket_for_bfd(network: Network, path: PolicyPath) -> Iterator[Problem]:
+    check = network.gateway_check
+    if check.method is not CheckMethod.BFD and "bfd_socket" in check.model_fields_set:
+        yield Problem(
+            (*path, "gateway_check", "bfd_socket"),
+            f"a socket of FRR's bfdd, but gateways are asked by `method: {check.method}`",
+            "remove it, or set `method: bfd`",
+        )
 
 
 def _no_weights(network: Network, path: PolicyPath) -> Iterator[Problem]:

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import enum
+import os
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from datapath.plan.gateways import CheckMethod
 from datapath.policy.addresses import RefusedError, shown
 from datapath.policy.base import PolicyModel
-from datapath.policy.fields import Address, Integer
+from datapath.policy.fields import Address, Integer, Text
 
 #: Per family. Shares of those that are down are dealt out among the others in whole numbers (`compiler/gateways.py`).
 GATEWAYS_MAX = 8
@@ -19,6 +20,10 @@ GATEWAYS_MAX = 8
 WEIGHT_MAX = 16
 #: Of all networks together: 20 µs each, in a daemon that has other things to do.
 QUESTIONS_PER_SECOND_MAX = 2000
+#: Where FRR puts it without a pathspace (`-N`).
+BFD_SOCKET = "/run/frr/bfdd.vty"
+#: `sun_path` of linux/un.h, without the terminator.
+_SOCKET_BYTES_MAX = 107
 
 
 class GatewayMode(enum.StrEnum):
@@ -44,23 +49,34 @@ def _address_alone(value: object) -> object:
 GatewayEntry = Annotated[Gateway, BeforeValidator(_address_alone, json_schema_input_type=str | Gateway)]
 
 
-def _method(value: object) -> object:
-    if value == "bfd":
+def _socket_path(path: str) -> str:
+    if not path.startswith("/") or not path.isprintable():
         raise RefusedError(
-            "BFD is not supported: FRR tells of its sessions only to who runs vtysh again and again, which finds a "
-            "dead gateway later than a question of our own",
-            "use `neighbour`: with interval_ms: 20 it finds a dead gateway in 80 ms",
+            f"{shown(path)} is not an absolute path",
+            f"write it like {BFD_SOCKET}, where FRR's bfdd listens to vtysh",
         )
-    return value
+    if len(os.fsencode(path)) > _SOCKET_BYTES_MAX:
+        raise RefusedError(
+            f"the path of a socket is {len(os.fsencode(path))} bytes long",
+            f"Linux allows {_SOCKET_BYTES_MAX} bytes",
+        )
+    return path
+
+
+SocketPath = Annotated[
+    Text,
+    AfterValidator(_socket_path),
+    WithJsonSchema({"type": "string", "pattern": "^/", "maxLength": _SOCKET_BYTES_MAX}),
+]
 
 
 class GatewayCheck(PolicyModel):
     """How the daemon finds out which of a network's `gateways` are there."""
 
-    method: Annotated[CheckMethod, BeforeValidator(_method)] = Field(
+    method: CheckMethod = Field(
         default=CheckMethod.NEIGHBOUR,
         description="`neighbour` (ARP, or neighbour discovery for IPv6), `icmp` (echo; the device needs an address of "
-        "its own) or `off`.",
+        "its own), `bfd` (sessions of FRR, which must have one with each gateway) or `off`.",
     )
     interval_ms: Integer = Field(
         default=200, ge=10, le=60_000, description="Milliseconds between two questions to one gateway."
@@ -77,6 +93,9 @@ class GatewayCheck(PolicyModel):
         le=3600,
         description="Seconds for which a gateway stays unused at least; twice as long each time that it goes down soon "
         "after it came up, at most 16 times as long.",
+    )
+    bfd_socket: SocketPath = Field(
+        default=BFD_SOCKET, description="For `method: bfd`: where FRR's bfdd listens to vtysh."
     )
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from datapath.kernel.carrier import NO_CARRIER
-from datapath.kernel.gateway_questions import Questions, questions
+from datapath.kernel.gateway_questions import Questions
+from datapath.kernel.gateway_wires import Wire
 from datapath.log import get_logger
 from datapath.observe.stats import ServiceStats
 from datapath.plan.gateways import CheckMethod, GatewayCheck
@@ -21,7 +22,6 @@ from datapath.service.gateway_health import Health
 
 Address = IPv4Address | IPv6Address
 Down = dict[str, tuple[Address, ...]]
-_Wire = tuple[str, int, CheckMethod]
 #: Addresses of devices change, and nobody says so here; link-local ones come by themselves.
 _SOURCES_S = 5.0
 #: A switch learns for half a minute what is behind a port that came up, where nobody told it not to (802.1D).
@@ -49,8 +49,8 @@ class GatewayWatch:
         self._health: dict[tuple[str, Address], Health] = {}
         self._asked: set[tuple[str, Address]] = set()
         self._due: dict[float, float] = {}
-        self._settling: dict[str, float] = {}
-        self._wires: dict[_Wire, Questions] = {}
+        self._settling: dict[object, float] = {}
+        self._wires: dict[Wire, Questions] = {}
         self._sources_at_s = 0.0
 
     def close(self) -> None:
@@ -118,15 +118,17 @@ class GatewayWatch:
             for wire in self._wires.values():
                 wire.forget_sources()
         answers = {wire: opened.answers() for wire, opened in self._wires.items()}
+        # Looked at before anybody asks anew.
+        waiting = {wire for wire, opened in self._wires.items() if opened.is_waiting()}
         changes: list[Change] = []
         for check in self._checks:
             health = self._health[check.key]
             if check.address in answers.get(_wire(check), ()):
                 self._asked.discard(check.key)
-                self._settling.pop(check.device, None)
+                self._settling.pop(_settles_with(check), None)
                 if health.answered(now_s):
                     changes.append(Change(check, is_up=True))
-            if check.interval_s not in due:
+            if check.interval_s not in due or _wire(check) in waiting:
                 continue
             problem = self._link_problem(check, health, now_s)
             if not problem and check.key in self._asked and health.missed(now_s):
@@ -137,11 +139,13 @@ class GatewayWatch:
     def _link_problem(self, check: GatewayCheck, health: Health, now_s: float) -> str:
         """Why the last question may not have got out. Only looked at where it matters: the kernel may take its time."""
         wire, was_asked = self._wires.get(_wire(check)), check.key in self._asked
+        if wire is not None and was_asked and (trouble := wire.trouble(check.address)):
+            return trouble
         if wire is None or not (health.problem or (health.is_up and was_asked)):
             return ""
         if not wire.has_carrier():
             return NO_CARRIER
-        return _SILENT if was_asked and now_s < self._settling.get(check.device, now_s) else ""
+        return _SILENT if was_asked and now_s < self._settling.get(_settles_with(check), now_s) else ""
 
     def _ask_one(self, check: GatewayCheck, health: Health, problem: str, now_s: float) -> list[Change]:
         """One that cannot be asked is left as it is: that says something about this node, not about the gateway."""
@@ -156,7 +160,7 @@ class GatewayWatch:
             if error.errno not in _PASSING:
                 self._close(check)
         if problem and problem != _SILENT:
-            self._settling[check.device] = now_s + _SETTLE_S
+            self._settling[_settles_with(check)] = now_s + _SETTLE_S
         if problem:
             health.interrupted()
         health.problem = problem
@@ -172,7 +176,7 @@ class GatewayWatch:
         key = _wire(check)
         wire = self._wires.get(key)
         if wire is None:
-            wire = self._wires[key] = questions(check.device, check.address.version, check.method)
+            wire = self._wires[key] = key.open()
         return wire
 
 
@@ -205,8 +209,13 @@ def _word(is_up: bool) -> str:
     return "up" if is_up else "down"
 
 
-def _wire(check: GatewayCheck) -> _Wire:
-    return check.device, check.address.version, check.method
+def _wire(check: GatewayCheck) -> Wire:
+    return Wire(check.device, check.address.version, check.method, check.bfd_socket)
+
+
+def _settles_with(check: GatewayCheck) -> object:
+    """Where one answers, the link is fine for all. Sessions of BFD come up one by one after FRR was restarted."""
+    return check.key if check.method is CheckMethod.BFD else check.device
 
 
 def _order(address: Address) -> tuple[int, int]:
