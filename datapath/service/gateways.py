@@ -29,6 +29,9 @@ _SETTLE_S = 30.0
 _SILENT = "nobody on the device has answered since it could be asked again"
 #: The socket is as good as before when it is over.
 _PASSING = (errno.EADDRNOTAVAIL, errno.ENOLINK)
+#: The device is down, or away (`if_nametoindex` gives no number). Whatever else is wrong with one address says nothing
+#: about the link, and must not keep the other gateways from being judged.
+_LINK_ERRORS = (None, errno.ENOLINK, errno.ENETDOWN, errno.ENODEV, errno.ENXIO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +153,16 @@ class GatewayWatch:
     def _ask_one(self, check: GatewayCheck, health: Health, problem: str, now_s: float) -> list[Change]:
         """One that cannot be asked is left as it is: that says something about this node, not about the gateway."""
         self._asked.discard(check.key)
-        before = health.problem
+        before, is_link = health.problem, problem == NO_CARRIER
         try:
             if problem != NO_CARRIER:
                 self._open(check).ask(check.address, everybody=health.misses > 0)
                 self._asked.add(check.key)
         except OSError as error:
-            problem = error.strerror or str(error)
+            problem, is_link = error.strerror or str(error), error.errno in _LINK_ERRORS
             if error.errno not in _PASSING:
                 self._close(check)
-        if problem and problem != _SILENT:
+        if is_link or (check.method is CheckMethod.BFD and problem not in ("", _SILENT)):
             self._settling[_settles_with(check)] = now_s + _SETTLE_S
         if problem:
             health.interrupted()

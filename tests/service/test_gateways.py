@@ -183,6 +183,15 @@ def test_a_gateway_that_comes_and_goes_is_left_alone(two: Ground) -> None:
         assert not daemon.events("drift_contested")
 
 
+def test_a_family_that_cannot_be_asked_keeps_nobody_from_being_judged(two: Ground) -> None:
+    two.ns.ip(["-6 addr flush dev eth0"])
+    with Daemon(two).started() as daemon:
+        assert daemon.wait_for("gateway_cannot_be_asked", 2)["gateway"] == gateway_address(2, 6)
+        two.cut_gateway(1)
+        assert daemon.wait_for("gateway_down")["gateway"] == gateway_address(1, 4)
+        wait_for_route(two, 4, has=gateway_address(2, 4), lacks=gateway_address(1, 4))
+
+
 def test_another_link_address_is_found_by_asking_everybody(two: Ground) -> None:
     """A router that was replaced, and says nothing by itself: the kernel alone would go on for seconds."""
     two.policy.write_text(policy_of(range(1, 3), "    gateway_mode: active_standby\n"))
