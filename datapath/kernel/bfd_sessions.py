@@ -181,9 +181,6 @@ class BfdSessions(Questions):
         self._asked_at_s = None
         return sessions_of(text, self._name)
 
-    def _answered(self, data: bytes, sender: Any) -> Address | None:
-        raise NotImplementedError("answers come as a stream")
-
     def is_waiting(self) -> bool:
         """Whether FRR may still answer the last question: until then it says nothing about a gateway."""
         return self._failure is None and self._waited_s() < _PATIENCE_S and self._asked_at_s is not None

@@ -100,23 +100,8 @@ class Questions(ABC):
     def _ask(self, target: Address, *, everybody: bool) -> None: ...
 
     @abstractmethod
-    def _answered(self, data: bytes, sender: Any) -> Address | None:
-        """Who answers with this packet."""
-
     def answers(self) -> set[Address]:
         """Who has answered since the last call. Never waits."""
-        found: set[Address] = set()
-        for _ in range(_READS_MAX):
-            try:
-                data, sender = self._socket.recvfrom(2048, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError:  # said once, of a device that went down
-                continue
-            address = self._answered(data, sender)
-            if address is not None:
-                found.add(address)
-        return found
 
     def is_waiting(self) -> bool:
         """Whether the last question may still be answered by somebody else than the gateway."""
@@ -147,7 +132,29 @@ class Questions(ABC):
         return self._sources[target]
 
 
-class ArpQuestions(Questions):
+class PacketQuestions(Questions):
+    """Questions that a gateway answers itself, each with a packet."""
+
+    @abstractmethod
+    def _answered(self, data: bytes, sender: Any) -> Address | None:
+        """Who answers with this packet."""
+
+    def answers(self) -> set[Address]:
+        found: set[Address] = set()
+        for _ in range(_READS_MAX):
+            try:
+                data, sender = self._socket.recvfrom(2048, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError:  # said once, of a device that went down
+                continue
+            address = self._answered(data, sender)
+            if address is not None:
+                found.add(address)
+        return found
+
+
+class ArpQuestions(PacketQuestions):
     """Who has that IPv4 address?"""
 
     def _open(self, device: str) -> socket.socket:
@@ -180,7 +187,7 @@ class ArpQuestions(Questions):
         return address
 
 
-class NeighbourQuestions(Questions):
+class NeighbourQuestions(PacketQuestions):
     """Who has that IPv6 address?"""
 
     def _open(self, device: str) -> socket.socket:
@@ -217,7 +224,7 @@ class NeighbourQuestions(Questions):
         return address
 
 
-class EchoQuestions(Questions):
+class EchoQuestions(PacketQuestions):
     """Echo requests; beside one that follows an unanswered one, the link is asked who has the address now."""
 
     def _open(self, device: str) -> socket.socket:
