@@ -62,7 +62,9 @@ def emit_acceleration(context: Context, checks: tuple[NftChain, ...]) -> Acceler
     text = "\n".join(rule.text for chain in checks for rule in chain.rules)
     name = f"{FLOWTABLE}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if checks else FLOWTABLE
     return Acceleration(
-        _chains(context, name), (_marks(context, networks),), (NftFlowtable(name, _devices(context)),)
+        _chains(context, name),
+        (_marks(context, networks),),
+        (NftFlowtable(name, _devices(context, networks)),),
     )
 
 
@@ -98,11 +100,11 @@ def _marks(context: Context, networks: list[NetworkContext]) -> NftMap:
     return NftMap(_MARKS, "mark", "", tuple((f"{mark:#010x}", "") for mark in sorted(marks)))
 
 
-def _devices(context: Context) -> tuple[str, ...]:
+def _devices(context: Context, networks: list[NetworkContext]) -> tuple[str, ...]:
     """By which requests come in, and answers: the default routes' for pods on other nodes, bridges of pods here."""
     names = {name for devices in context.facts.default_devices.values() for name in devices}
     links = {link.name: link for link in context.facts.links}
-    for network in accelerated(context):
+    for network in networks:
         names |= {network.device, network.point.ifname}
         if network.link is not None and network.link.kind == "vlan" and network.link.parent in links:
             names.add(network.link.parent)

@@ -118,11 +118,10 @@ def _filled(table: NftTable | None, elements: Mapping[str, tuple[tuple[str, str]
 
 def egress_notes(context: Context, entries: tuple[EgressContext, ...]) -> Iterator[Note]:
     """Where the host does not have what an entry needs, or an entry takes more than is meant."""
+    if not entries:
+        return
     own = {
-        address.ip: link.name
-        for link in context.facts.links
-        for address in link.addresses
-        if not address.ip.is_loopback
+        address.ip for link in context.facts.links for address in link.addresses if not address.ip.is_loopback
     }
     ordered = sorted(own, key=_place)
     vips = RangeIndex(vip for network in context.networks for vip in network.network.vips)

@@ -98,6 +98,8 @@ def _passed(context: Context, way: _DefaultWay) -> tuple[IpNetwork, ...]:
 def find_refusals(context: Context) -> tuple[Problem, ...]:
     """What this host, as it is now, keeps `steering: direct` from serving."""
     networks = [network for network in context.networks if network.is_direct]
+    if not networks:
+        return ()
     way = _DefaultWay.of(context)
     return tuple(problem for network in networks for problem in _network_refusals(context, way, network))
 

@@ -30,9 +30,7 @@ def accelerated(readable: Readable) -> Iterator[Problem]:
             found = _nothing_to_do(network)
         if found is not None:
             key, message, remedy = found
-            yield Problem(
-                ("networks", index, key), message, f"{remedy}, or `accelerate: false` for this network"
-            )
+            yield Problem(("networks", index, key), message, f"{remedy}, or {_USUAL}")
 
 
 def _contradiction(readable: Readable, network: Network) -> tuple[str, str, str] | None:
