@@ -18,7 +18,7 @@ from ipaddress import ip_network
 
 from datapath.compiler.context import Context, NetworkContext
 from datapath.plan.egress import EgressEntry, member_elements, members_set
-from datapath.plan.ingress import IpNetwork, prefix_order
+from datapath.plan.ingress import IpNetwork, address_order, prefix_order
 from datapath.plan.model import Note, NoteLevel, Plan
 from datapath.plan.nft import NftTable
 from datapath.plan.rtnl import Family
@@ -123,7 +123,7 @@ def egress_notes(context: Context, entries: tuple[EgressContext, ...]) -> Iterat
     own = {
         address.ip for link in context.facts.links for address in link.addresses if not address.ip.is_loopback
     }
-    ordered = sorted(own, key=_place)
+    ordered = sorted(own, key=address_order)
     vips = RangeIndex(vip for network in context.networks for vip in network.network.vips)
     for item in entries:
         for family in item.plan.families:
@@ -153,13 +153,9 @@ def egress_notes(context: Context, entries: tuple[EgressContext, ...]) -> Iterat
             )
 
 
-def _place(address: IpAddress) -> tuple[int, int]:
-    return address.version, int(address)
-
-
 def _within(prefixes: Iterable[IpNetwork], ordered: Sequence[IpAddress]) -> Iterator[IpAddress]:
     """Those of a sorted list that are in any of the prefixes."""
     for prefix in prefixes:
-        begin = bisect.bisect_left(ordered, _place(prefix.network_address), key=_place)
-        end = bisect.bisect_right(ordered, _place(prefix.broadcast_address), key=_place)
+        begin = bisect.bisect_left(ordered, address_order(prefix.network_address), key=address_order)
+        end = bisect.bisect_right(ordered, address_order(prefix.broadcast_address), key=address_order)
         yield from ordered[begin:end]

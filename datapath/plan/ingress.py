@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
 IpNetwork = IPv4Network | IPv6Network
@@ -17,6 +17,11 @@ IpNetwork = IPv4Network | IPv6Network
 def prefix_order(prefix: IpNetwork) -> tuple[int, int, int]:
     """Key to sort prefixes of both families by: a wider one comes before those inside it."""
     return prefix.version, int(prefix.network_address), prefix.prefixlen
+
+
+def address_order(address: IPv4Address | IPv6Address) -> tuple[int, int]:
+    """Key to sort addresses of both families by."""
+    return address.version, int(address)
 
 
 #: Sources that are never right on a wire. Not all of the reserved ::/8: NAT64 (64:ff9b::/96) lies in it.

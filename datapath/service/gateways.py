@@ -18,6 +18,7 @@ from datapath.kernel.gateway_wires import Wire
 from datapath.log import get_logger
 from datapath.observe.stats import ServiceStats
 from datapath.plan.gateways import CheckMethod, GatewayCheck
+from datapath.plan.ingress import address_order
 from datapath.service.gateway_health import Health
 
 Address = IPv4Address | IPv6Address
@@ -96,7 +97,7 @@ class GatewayWatch:
         for (network, address), health in self._health.items():
             if not health.is_up:
                 found.setdefault(network, []).append(address)
-        return {network: tuple(sorted(addresses, key=_order)) for network, addresses in found.items()}
+        return {network: tuple(sorted(addresses, key=address_order)) for network, addresses in found.items()}
 
     @property
     def unasked(self) -> frozenset[tuple[str, Address]]:
@@ -219,7 +220,3 @@ def _wire(check: GatewayCheck) -> Wire:
 def _settles_with(check: GatewayCheck) -> object:
     """Where one answers, the link is fine for all. Sessions of BFD come up one by one after FRR was restarted."""
     return check.key if check.method is CheckMethod.BFD else check.device
-
-
-def _order(address: Address) -> tuple[int, int]:
-    return address.version, int(address)
