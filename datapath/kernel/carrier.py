@@ -13,6 +13,7 @@ import socket
 import struct
 from typing import Final
 
+from datapath.kernel.devices import GETLINK, IFINFOMSG
 from datapath.kernel.netlink import Netlink, Request, attribute, attributes
 
 NO_CARRIER: Final = "the device has no carrier, or takes no packets now"
@@ -21,9 +22,6 @@ _SIOCGIFNAME, _SIOCGIFFLAGS = 0x8910, 0x8913
 #: struct ifreq: a name, and an index or flags.
 _IFREQ_INDEX, _IFREQ_FLAGS = struct.Struct("=16si20x"), struct.Struct("=16sH22x")
 _IFF_UP, _IFF_RUNNING, _IFF_LOWER_UP = 0x1, 0x40, 0x10000
-_GETLINK: Final = 18
-#: struct ifinfomsg: family, type, index, flags, changed flags.
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
 _IFLA_LINK, _IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 5, 29, 37
 _SKIP_STATS: Final = struct.pack("=I", 1 << 3)
 #: A VLAN in a VLAN on a bond is three; the two ends of a veth name each other.
@@ -56,11 +54,11 @@ def has_carrier(device: int) -> bool:
     """
     with Netlink() as netlink:
         for _ in range(_STACK_MAX):
-            body = _IFINFOMSG.pack(0, 0, device, 0, 0) + attribute(_IFLA_EXT_MASK, _SKIP_STATS)
-            (answer,) = netlink.ask("device", [Request(_GETLINK, 0, body)])
-            if isinstance(answer, int) or not _IFINFOMSG.unpack_from(answer)[3] & _IFF_LOWER_UP:
+            body = IFINFOMSG.pack(0, 0, device, 0, 0) + attribute(_IFLA_EXT_MASK, _SKIP_STATS)
+            (answer,) = netlink.ask("device", [Request(GETLINK, 0, body)])
+            if isinstance(answer, int) or not IFINFOMSG.unpack_from(answer)[3] & _IFF_LOWER_UP:
                 return False
-            found = dict(attributes(answer, _IFINFOMSG.size))
+            found = dict(attributes(answer, IFINFOMSG.size))
             lower = struct.unpack("=I", found.get(_IFLA_LINK, bytes(4)))[0]
             # One in another namespace cannot be asked here.
             if lower in (0, device) or _IFLA_LINK_NETNSID in found:

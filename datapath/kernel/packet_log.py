@@ -16,7 +16,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final, Self
 
 from datapath.errors import ConflictError, KernelError
-from datapath.kernel.netlink import HEADER, NETLINK_NETFILTER, attribute, attributes, text
+from datapath.kernel.devices import device_name
+from datapath.kernel.netlink import HEADER, NETLINK_NETFILTER, attribute, attributes, messages, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,24 +179,16 @@ class PacketLog:
     def _answer(self) -> int:
         """Errno of the acknowledgement, which is in the queue already; packets before it are only counted."""
         for data in self._datagrams():
-            for kind, sequence, body in _messages(data):
+            for kind, sequence, _, body in messages(data):
                 if kind == _ERROR and sequence == self._sequence:
                     return -int(struct.unpack_from("=i", body)[0])
         raise KernelError("watch logged packets", "the kernel's answer was lost", errno=errno.ENOBUFS)
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind, _, sequence, _ = HEADER.unpack_from(data, offset)
-        yield kind, sequence, data[offset + 16 : offset + length]
-        offset += max((length + 3) & ~3, 16)
-
-
 def _packets(data: bytes) -> Iterator[LoggedPacket]:
-    for kind, _, body in _messages(data):
+    for kind, _, _, body in messages(data):
         if kind == _PACKET:
-            packet = _packet(dict(attributes(body, _NFGENMSG.size)))
+            packet = _packet(dict(attributes(bytes(body), _NFGENMSG.size)))
             if packet is not None:
                 yield packet
 
@@ -217,7 +210,15 @@ def _packet(found: dict[int, bytes]) -> LoggedPacket | None:
     ifindex = int.from_bytes(found.get(_IFINDEX_OUT) or found.get(_IFINDEX_IN, b""), "big")
     prefix = text(found.get(_PREFIX, b""))
     return LoggedPacket(
-        prefix, time.time_ns(), _ifname(ifindex), source, destination, protocol, ports[0], ports[1], carried
+        prefix,
+        time.time_ns(),
+        device_name(ifindex) if ifindex else "",
+        source,
+        destination,
+        protocol,
+        ports[0],
+        ports[1],
+        carried,
     )
 
 
@@ -256,12 +257,3 @@ def _behind_extensions(data: bytes) -> tuple[int, int]:
         else:
             protocol, offset = data[offset], offset + (data[offset + 1] + 1) * 8
     return protocol, offset
-
-
-def _ifname(ifindex: int) -> str:
-    if not ifindex:
-        return ""
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return str(ifindex)

@@ -24,12 +24,12 @@ from typing import Final
 
 from datapath.kernel.netlink import (
     ATTRIBUTE,
-    HEADER,
     NETLINK_NETFILTER,
     SO_RCVBUFFORCE,
     SOL_NETLINK,
     TYPE_MASK,
     bind_aside,
+    messages,
     text,
 )
 from datapath.kernel.socket_filter import attach_route_filter
@@ -146,7 +146,7 @@ class RouteWatch:
         """What has come in; empty where nothing concerns us. Never waits."""
         events: list[Event] = []
         for data in _datagrams(self._socket, events):
-            for kind, port, message in _messages(data):
+            for kind, _, port, message in messages(data):
                 if port & _PID_BITS == os.getpid() or not self._concerns(kind, message):
                     continue
                 label, noun = _NAMES[kind & ~3]
@@ -217,7 +217,7 @@ class NftWatch:
             # kube-proxy writes thousands of elements into its own table: one search instead of a parser.
             if not (self._seen or self._flowtables or data[4] == _NEWGEN or self._may_concern(data)):
                 continue
-            for kind, _, message in _messages(data):
+            for kind, _, _, message in messages(data):
                 if kind & 0xFF == _NEWGEN:
                     events += self._end_of_transaction(message)
                 elif kind & 0xFF in _FLOWTABLE:
@@ -280,17 +280,6 @@ def _datagrams(sock: socket.socket, events: list[Event]) -> Iterator[bytes]:
             if error.errno != errno.ENOBUFS:
                 raise
             events.append(Event("lost", "more events than the socket holds", "", time.monotonic()))
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, memoryview]]:
-    """Type, port id and body of every message of a datagram."""
-    view, offset = memoryview(data), 0
-    while offset + HEADER.size <= len(data):
-        length, kind, _, _, port = HEADER.unpack_from(data, offset)
-        if length < HEADER.size:
-            return
-        yield kind, port, view[offset + HEADER.size : offset + length]
-        offset += (length + 3) & ~3
 
 
 def _attribute(message: memoryview, offset: int, wanted: int) -> bytes | None:

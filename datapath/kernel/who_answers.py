@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
+from datapath.kernel.devices import GETLINK, IFINFOMSG
 from datapath.kernel.gateway_questions import Questions
 from datapath.kernel.gateway_wires import Wire
 from datapath.kernel.netlink import Netlink, attributes
@@ -20,9 +20,6 @@ _ROUNDS: Final = 3
 _ROUND_S: Final = 0.3
 _POLL_S: Final = 0.01
 _NO_WORD: Final = "FRR has not answered in time: ask again"
-_GETLINK: Final = 18
-#: struct ifinfomsg.
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
 _IFLA_ADDRESS: Final = 1
 
 
@@ -116,6 +113,6 @@ def _listen(
 
 def _own_link_addresses() -> frozenset[str]:
     with Netlink() as netlink:
-        bodies = netlink.dump("devices", _GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0))
-    found = (dict(attributes(body, _IFINFOMSG.size)).get(_IFLA_ADDRESS, b"") for body in bodies)
+        bodies = netlink.dump("devices", GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0))
+    found = (dict(attributes(body, IFINFOMSG.size)).get(_IFLA_ADDRESS, b"") for body in bodies)
     return frozenset(address.hex(":") for address in found if address)

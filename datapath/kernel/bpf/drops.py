@@ -8,7 +8,6 @@ that dies is forgotten after `_LEASE_S`. One reader at a time: a ring buffer has
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from datapath.errors import ConflictError
 from datapath.kernel.bpf import abi
 from datapath.kernel.bpf.program import LoadedIngress
 from datapath.kernel.bpf.ringbuf import RingBuffer
+from datapath.kernel.devices import device_name
 from datapath.plan.ingress import Verdict
 
 if TYPE_CHECKING:
@@ -58,18 +58,11 @@ def _address(version: int, raw: bytes) -> IPv4Address | IPv6Address | None:
     return IPv4Address(raw[:4]) if version == 4 else IPv6Address(raw)
 
 
-def _ifname(ifindex: int) -> str:
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return str(ifindex)
-
-
 def _decode(raw: bytes) -> Drop:
     event = abi.DropEvent.from_buffer_copy(raw)
     return Drop(
         time_ns=event.time_ns,
-        ifname=_ifname(event.ifindex),
+        ifname=device_name(event.ifindex),
         slot=event.slot,
         verdict=Verdict(event.verdict),
         source=_address(event.version, bytes(event.source)),
