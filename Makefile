@@ -66,7 +66,7 @@ fuzz: setup ## fuzz the packet parser, five minutes or FUZZ_SECONDS; what breaks
 mutate: setup ## change single conditions of the eBPF program and show which test notices (root)
 	$(PYTHON) -m tools.mutate $(MUTATE_ARGS)
 
-bench: .stamps/setup-bench ## measure everything into build/bench: table, JSON, plots; about 20 minutes on a quiet machine (root)
+bench: .stamps/setup-bench ## measure everything into build/bench: table, JSON, plots; about an hour on a quiet machine (root)
 	$(PYTHON) -m tools.bench all --output build/bench $(BENCH_ARGS)
 
 bench-quick: .stamps/setup-bench ## measure what matters most, in less than 3 minutes (root)

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     streams.set_defaults(command=lambda a: {"tcp": tcp.measure(a.networks, a.variants, a.repetitions, _say)})
 
     for name, extent, text in (
-        ("all", suite.FULL, "everything, with plots: about 20 minutes"),
+        ("all", suite.FULL, "everything, with plots: about an hour"),
         ("quick", suite.QUICK, "what matters most, in less than 3 minutes"),
     ):
         whole = verbs.add_parser(name, help=text)

@@ -113,7 +113,7 @@ def run(
         say(f"part {name}")
         try:
             result[name] = part()
-        except Exception as error:  # noqa: BLE001  (twenty minutes of figures are worth more than the reason is precise)
+        except Exception as error:  # noqa: BLE001  (an hour of figures is worth more than the reason is precise)
             result.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"[:1000]
             say(f"part {name} failed: {error}")
         keep(result)
