@@ -27,6 +27,7 @@ _MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "compiler": frozenset({"errors", "facts", "plan", "policy"}),
     "reconcile": frozenset({"errors", "plan"}),
     "state": frozenset({"errors", "facts", "plan", "points", "reconcile", "sealed"}),
+    "arguments": frozenset({"state"}),
     "in_force": frozenset({"errors", "policy", "state"}),
     "generations": frozenset({"errors", "sealed", "state"}),
     "sealed": frozenset({"errors"}),
