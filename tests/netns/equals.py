@@ -11,11 +11,13 @@ from contextlib import ExitStack, contextmanager
 
 from tests.bpf.packets import checksum
 from tools.lab import Backend, Lab, Network, network
+from tools.lab.patience import PATIENCE
 from tools.lab.topology import SERVICE_PORT, IpAddress
 from tools.lab.traffic import family
 
 ISOLATED = "    isolate_clients: true\n"
 CLIENTS = ("client", "client2")
+_PATIENCE_S = 10.0 * PATIENCE
 
 
 def overlapping(count: int = 2) -> list[Network]:
@@ -47,7 +49,7 @@ def both(
         for client in CLIENTS:
             sock = stack.enter_context(lab[client].socket(family(target), kind))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.settimeout(3)
+            sock.settimeout(_PATIENCE_S)
             sock.bind(("", source))
             sock.connect((str(target), port))
             socks.append(sock)
@@ -87,7 +89,7 @@ def datagrams_in_fragments(lab: Lab, version: int) -> set[bytes]:
     with ExitStack() as stack:
         server = stack.enter_context(lab.node.socket(family(vip), socket.SOCK_DGRAM))
         server.bind((str(vip), port))
-        server.settimeout(2)
+        server.settimeout(_PATIENCE_S)
         senders = [
             stack.enter_context(lab[client].socket(family(vip), socket.SOCK_RAW, socket.IPPROTO_RAW))
             for client in CLIENTS

@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from tools.lab import Lab
+from tools.lab import Lab, traffic
 from tools.lab.netns import Namespace
+from tools.lab.servers import reset_on_close
+from tools.lab.topology import SERVICE_PORT
 
 _ETH_P_ALL: Final = 0x0003
 _SO_RCVBUFFORCE: Final = 33
@@ -172,6 +174,16 @@ class Openers:
         with sock, contextlib.suppress(OSError):
             self.seen.add(json.loads(sock.recv(200))["source"])
             self.answered += 1
+
+
+def connect(lab: Lab, role: str, target: Any, *, port: int = SERVICE_PORT) -> socket.socket:
+    """A TCP connection that is over once it is closed.
+
+    Where its way is cut, the kernel would repeat its last segments for minutes: by then under another test's policy.
+    """
+    sock = traffic.connect(lab, role, target, port=port)
+    reset_on_close(sock)
+    return sock
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def test_port_unreachable_of_the_node_leaves_by_the_vlan(served: Lab, client: st
         with pytest.raises(ConnectionRefusedError):
             sock.recv(100)
     with pytest.raises(ConnectionRefusedError):
-        connect(served, client, vip, port=81, seconds=1)
+        connect(served, client, vip, port=81)
     assert errors_left_by_vlan(served, str(vip), str(served.networks[0].clients[client].get(family)))
 
 

@@ -74,7 +74,7 @@ def test_datagram_flows_older_than_the_policy_are_right_with_their_next_packet(
     command.apply(plain, tmp_path, plain.policy())
     plain.by_gateway.reset()
     for sock in flows.values():
-        sock.settimeout(1)
+        sock.settimeout(10)
     assert unanswered(flows, b"after") == []
     assert plain.by_gateway.wrong_way() == 0
     for sock in flows.values():
@@ -83,7 +83,7 @@ def test_datagram_flows_older_than_the_policy_are_right_with_their_next_packet(
 
 def test_pings_older_than_the_policy_are_right_with_their_next_packet(plain: Lab, tmp_path: Path) -> None:
     vips = [plain.networks[0].vips[Backend.LOCAL_POD].get(version) for version in (4, 6)]
-    before = ping(plain, vips)
+    before = ping(plain, vips, last_s=0.5)
     assert [len(flood.lost) for flood in before] == [flood.sent for flood in before]
 
     command.apply(plain, tmp_path, plain.policy())
@@ -91,10 +91,10 @@ def test_pings_older_than_the_policy_are_right_with_their_next_packet(plain: Lab
     assert [flood.lost for flood in ping(plain, vips)] == [set(), set()]
 
 
-def ping(lab: Lab, targets: list[IpAddress]) -> list[PingFlood]:
+def ping(lab: Lab, targets: list[IpAddress], *, last_s: float = 10) -> list[PingFlood]:
     """Ping all targets from the client at the same time, at least ten times each."""
     with ExitStack() as stack:
-        floods = [stack.enter_context(PingFlood(lab, "client", target)) for target in targets]
+        floods = [stack.enter_context(PingFlood(lab, "client", target, last_s=last_s)) for target in targets]
         while any(flood.turns < 10 and flood.error is None for flood in floods):
             threading.Event().wait(0.01)
     assert [flood.error for flood in floods] == [None for _ in floods]
@@ -114,7 +114,7 @@ def test_handshakes_begun_before_the_policy_complete_after_it(plain: Lab, tmp_pa
         with sock:
             # The kernel goes on with the handshake by itself, with growing pauses.
             assert select.select([], [sock], [], 20)[1]
-            sock.settimeout(5)
+            sock.settimeout(10)
             assert '"source"' in ask_line(sock, "who")
 
 

@@ -87,7 +87,7 @@ def test_the_same_vip_leads_to_another_pod_by_the_network(isolated: Lab) -> None
             with ExitStack() as stack:
                 pod = stack.enter_context(lab["pod_b"].socket(family(target), socket.SOCK_DGRAM))
                 pod.bind((str(POD_B.get(version)), 8080))
-                pod.settimeout(3)
+                pod.settimeout(10)
                 one, two = stack.enter_context(both(lab, target, 40900, kind=socket.SOCK_DGRAM))
                 one.send(b"who")
                 two.send(b"who")

@@ -17,7 +17,8 @@ from tools.lab.dump import tcx_programs
 from tools.lab.netns import LabError, Namespace, new_prefix, remove
 from tools.lab.patience import PATIENCE
 
-PATIENCE_S = 20.0 * PATIENCE
+#: A guard against hanging, not a measure: ten daemons at once on a busy machine take 20 s for what takes one 2 s.
+PATIENCE_S = 60.0 * PATIENCE
 DEVICES = ("eth0", "eth1")
 
 

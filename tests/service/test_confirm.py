@@ -96,9 +96,9 @@ def test_the_guardian_outlives_who_applied(node: Node) -> None:
 def test_the_guardian_tries_again_when_somebody_works_on_it(node: Node) -> None:
     _apply(node, policy(FIRST))
     before = node.snapshot()
-    _apply(node, policy(FIRST, SECOND), "--confirm", "2")
+    _apply(node, policy(FIRST, SECOND), "--confirm", "4")
     with StateDirectory(node.state).locked():
-        deadline = time.monotonic() + LOCK_WAIT_S + 4
+        deadline = time.monotonic() + LOCK_WAIT_S + 6
         wait_until(lambda: time.monotonic() > deadline, "its first attempt has failed")
         assert not node.has(before)
     wait_until(lambda: node.has(before), "gone back")

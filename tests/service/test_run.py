@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.daemon import FIRST, SECOND, Daemon, Node, network, policy, wait_until
+from tests.service.daemon import FIRST, PATIENCE_S, SECOND, Daemon, Node, network, policy, wait_until
 from tests.sources import REPOSITORY
 
 pytestmark = pytest.mark.root
@@ -97,7 +97,7 @@ def test_bad_policy_keeps_the_old_one_also_over_a_restart(node: Node) -> None:
 def test_bad_policy_on_a_fresh_node_ends_the_start(node: Node) -> None:
     node.policy.write_text(_BAD)
     with Daemon(node) as daemon:
-        assert daemon.process.wait(20) == 2
+        assert daemon.process.wait(PATIENCE_S) == 2
         assert "policy.yaml:3:5" in daemon.log_path.read_text()
 
 
@@ -167,7 +167,7 @@ def test_one_daemon_a_state_directory(node: Node) -> None:
     with Daemon(node) as daemon:
         daemon.started()
         with Daemon(node) as second:
-            assert second.process.wait(20) == 1
+            assert second.process.wait(PATIENCE_S) == 1
             assert "another datapath process" in second.log_path.read_text()
 
 
@@ -206,7 +206,8 @@ def test_a_fight_is_named_and_slowed_down(node: Node) -> None:
                 if stop.is_set():
                     return
                 node.ns.run("nft", "add table inet datapath; delete table inet datapath")
-                stop.wait(0.02)
+                # Often enough to meet every repair, seldom enough to leave the daemon a processor.
+                stop.wait(0.1)
 
         fighter = threading.Thread(target=fight)
         fighter.start()
@@ -226,7 +227,7 @@ def test_what_the_service_manager_hears(node: Node) -> None:
     path = node.folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))
-        manager.settimeout(20)
+        manager.settimeout(PATIENCE_S)
         environment = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "400000"}
         with Daemon(node, environment=environment) as daemon:
             heard = _hear_until(manager, "READY=1")
@@ -244,7 +245,7 @@ def test_the_watchdog_starves_while_nothing_can_be_reconciled(node: Node) -> Non
     address = f"\0datapath-test-{node.ns.name}"
     with node.ns.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
-        manager.settimeout(20)
+        manager.settimeout(PATIENCE_S)
         environment = {"NOTIFY_SOCKET": "@" + address[1:], "WATCHDOG_USEC": "200000"}
         with Daemon(node, environment=environment) as daemon:
             _hear_until(manager, "WATCHDOG=1")
@@ -256,7 +257,7 @@ def test_the_watchdog_starves_while_nothing_can_be_reconciled(node: Node) -> Non
             manager.settimeout(1)
             with pytest.raises(TimeoutError):
                 _hear_until(manager, "nothing that anybody says")
-            manager.settimeout(20)
+            manager.settimeout(PATIENCE_S)
             state.write_text(good)
             _hear_until(manager, "WATCHDOG=1")
             daemon.wait_for("drift_healed")
@@ -273,7 +274,7 @@ def _hear_until(manager: socket.socket, what: str) -> list[str]:
 
 def _scrape(node: Node, port: int) -> str:
     def get() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer:
             body: bytes = answer.read()
         return body.decode()
 
@@ -318,7 +319,7 @@ def test_metrics_on_a_unix_socket_and_nowhere_else(node: Node) -> None:
     with Daemon(node, "--metrics", f"unix:{path}") as daemon:
         daemon.started()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(10)
+            client.settimeout(PATIENCE_S)
             client.connect(str(path))
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             answer = b""
@@ -327,4 +328,4 @@ def test_metrics_on_a_unix_socket_and_nowhere_else(node: Node) -> None:
         assert b"200 OK" in answer
         assert b'datapath_network_waiting{network="first"} 0.0' in answer
     with Daemon(node, "--metrics", "192.0.2.1:80") as refused:
-        assert refused.process.wait(20) == 2
+        assert refused.process.wait(PATIENCE_S) == 2

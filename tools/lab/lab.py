@@ -329,6 +329,11 @@ class Lab:
             *(("node", vip, topo.SERVICE_PORT) for vip in held),
         ]
 
+    def hang_up(self) -> None:
+        """Reset every TCP connection of the servers: none is left to say something later."""
+        if self._reactor:
+            self._reactor.hang_up()
+
     def reset_counters(self) -> None:
         """Forget what left the node so far."""
         for counter in (self.by_gateway, *self.by_vlan.values()):

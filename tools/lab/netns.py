@@ -27,7 +27,8 @@ from tools.lab.patience import PATIENCE
 T = TypeVar("T")
 
 _RUN = Path("/var/run/netns")
-_SETTLED_S = 20 * PATIENCE
+#: The link watch looks at a hundred devices a second, of all namespaces: thousands of somebody else come first.
+_SETTLED_S = 60 * PATIENCE
 _CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _NAME = re.compile(r"^dp(?P<pid>\d+)x\d+-")

@@ -7,10 +7,12 @@ TCP takes lines, as many as wanted on one connection: ``who`` answers who asked 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
 import socket
+import struct
 import threading
 import zlib
 from collections.abc import Callable
@@ -18,9 +20,11 @@ from functools import partial
 
 from tools.lab.announce import Announcer
 from tools.lab.netns import Namespace
+from tools.lab.patience import PATIENCE
 from tools.lab.topology import IpAddress
 
 _CHUNK = bytes(range(256)) * 256
+_HANG_UP_S = 10.0 * PATIENCE
 
 
 def pattern_crc(size: int) -> int:
@@ -46,7 +50,7 @@ class Reactor:
         self._selector.register(self._wake_in, selectors.EVENT_READ, None)
         self._connections: set[socket.socket] = set()
         self._announcers: list[Announcer] = []
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="lab-reactor", daemon=True)
         self._thread.start()
@@ -83,6 +87,19 @@ class Reactor:
             udp = namespace.call(bind)
             udp.setblocking(False)
             self._register(udp, partial(_datagram, udp, role))
+
+    def hang_up(self) -> None:
+        """Reset every TCP connection, so that nothing is left which the kernel would send again later.
+
+        Raises:
+            TimeoutError: one does not end.
+        """
+        with self._lock:
+            for connection in self._connections:
+                reset_on_close(connection)
+                _shut(connection)
+            if not self._lock.wait_for(lambda: not self._connections, _HANG_UP_S):
+                raise TimeoutError(f"{len(self._connections)} connection(s) do not end")
 
     def close(self) -> None:
         """Close every socket and end the threads."""
@@ -140,6 +157,13 @@ class Reactor:
         finally:
             with self._lock:
                 self._connections.discard(connection)
+                self._lock.notify_all()
+
+
+def reset_on_close(connection: socket.socket) -> None:
+    """Let closing a TCP socket be its end: without this the kernel repeats what was not confirmed for a minute."""
+    with contextlib.suppress(OSError):  # closed by its own thread a moment ago
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _shut(connection: socket.socket) -> None:

@@ -46,7 +46,7 @@ def connect(
 
 
 def datagrams(
-    lab: Lab, role: str, target: IpAddress, *, seconds: float = 3.0, port: int = topo.SERVICE_PORT
+    lab: Lab, role: str, target: IpAddress, *, seconds: float = _PATIENCE, port: int = topo.SERVICE_PORT
 ) -> socket.socket:
     """Return a connected UDP socket of a namespace."""
     sock = lab[role].socket(family(target), socket.SOCK_DGRAM)
@@ -198,6 +198,13 @@ class Conversations(Background):
 class PingFlood(Background):
     """Echo requests every few milliseconds, with consecutive numbers, so that every lost or doubled one is known.
 
+    Args:
+        lab: where.
+        role: of who asks.
+        target: who is asked.
+        ident: of all requests.
+        last_s: how long to wait at the end for answers that are missing.
+
     Attributes:
         sent: how many.
         lost: the numbers of those without an answer, known after the `with` block.
@@ -205,8 +212,11 @@ class PingFlood(Background):
 
     INTERVAL = 0.002
 
-    def __init__(self, lab: Lab, role: str, target: IpAddress, *, ident: int = 0x4C42) -> None:
+    def __init__(
+        self, lab: Lab, role: str, target: IpAddress, *, ident: int = 0x4C42, last_s: float = _PATIENCE
+    ) -> None:
         super().__init__()
+        self._last_s = last_s
         self._v4 = target.version == 4
         self._ident = ident
         proto = socket.IPPROTO_ICMP if self._v4 else socket.IPPROTO_ICMPV6
@@ -229,7 +239,7 @@ class PingFlood(Background):
 
     def finish(self) -> None:
         """Wait for the last answers, then say what is missing."""
-        end = time.monotonic() + 2
+        end = time.monotonic() + self._last_s
         while len(self._answered) < self.sent and time.monotonic() < end:
             self._take(0.05)
         self.lost = set(range(self.sent)) - self._answered
