@@ -14,7 +14,8 @@ import struct
 from typing import Final
 
 from datapath.kernel.devices import GETLINK, IFINFOMSG
-from datapath.kernel.netlink import Netlink, Request, attribute, attributes
+from datapath.kernel.netlink import Netlink, Request
+from datapath.kernel.netlink_messages import attribute, attributes
 
 NO_CARRIER: Final = "the device has no carrier, or takes no packets now"
 

@@ -20,7 +20,8 @@ from datapath.kernel.ctnetlink import (
     nest,
     open_ctnetlink,
 )
-from datapath.kernel.netlink import Netlink, Request, attribute
+from datapath.kernel.netlink import Netlink, Request
+from datapath.kernel.netlink_messages import attribute
 from datapath.plan.model import MarkChange
 
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)

@@ -24,7 +24,8 @@ from datapath.kernel.ctnetlink import (
     nest,
     open_ctnetlink,
 )
-from datapath.kernel.netlink import F_CREATE, F_EXCL, Netlink, Request, attribute, attributes
+from datapath.kernel.netlink import F_CREATE, F_EXCL, Netlink, Request
+from datapath.kernel.netlink_messages import attribute, attributes
 from datapath.plan.model import ZoneChange
 
 #: The CTA_* of linux/netfilter/nfnetlink_conntrack.h.

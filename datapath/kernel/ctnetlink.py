@@ -6,7 +6,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from datapath.kernel.netlink import NETLINK_NETFILTER, Netlink, attribute, attributes
+from datapath.kernel.netlink import NETLINK_NETFILTER, Netlink
+from datapath.kernel.netlink_messages import attribute, attributes
 
 #: linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_NEW, _GET, _DELETE.
 NEW, GET, DELETE = 0x100, 0x101, 0x102

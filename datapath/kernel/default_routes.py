@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from datapath.kernel.fib_codec import AF, FIB_HEADER
-from datapath.kernel.netlink import Netlink, attributes
+from datapath.kernel.netlink import Netlink
+from datapath.kernel.netlink_messages import attributes
 from datapath.kernel.rtnl_dump import dump_routes
 from datapath.plan.rtnl import TABLE_MAIN
 

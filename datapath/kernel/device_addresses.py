@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from typing import Final
 
-from datapath.kernel.netlink import Netlink, attributes
+from datapath.kernel.netlink import Netlink
+from datapath.kernel.netlink_messages import attributes
 
 _GETADDR: Final = 22
 #: struct ifaddrmsg: family, prefix length, flags, scope, device.

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from operator import itemgetter
 from typing import Any, Final
 
-from datapath.kernel.netlink import ATTRIBUTE, attributes
+from datapath.kernel.netlink_messages import ATTRIBUTE, attributes
 from datapath.plan.ingress import IpNetwork
 from datapath.plan.rtnl import ROUTE_PROTOCOL, Family, FibRule, NextHop, Route, RouteType, RuleAction
 from datapath.reconcile.actual import ForeignRule

@@ -15,19 +15,14 @@ import contextlib
 import errno
 import os
 import socket
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from datapath.errors import KernelError
+from datapath.kernel.netlink_messages import ERROR, HEADER, MIN_TYPE, Dump, ends_dump, verdict
 
-#: struct nlmsghdr and struct nlattr of linux/netlink.h, in the byte order of this machine.
-HEADER: Final = struct.Struct("=IHHII")
-ATTRIBUTE: Final = struct.Struct("=HH")
-#: Without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
-TYPE_MASK: Final = 0x3FFF
 F_REPLACE, F_EXCL, F_CREATE = 0x100, 0x200, 0x400
 #: Options of sockets, and a protocol, that Python's `socket` has not got.
 NETLINK_NETFILTER: Final = 12
@@ -42,12 +37,7 @@ _QUESTIONS_MAX: Final = 64
 _QUESTIONS_FEW: Final = 16
 
 _F_REQUEST, _F_ACK, _F_DUMP = 0x001, 0x004, 0x300
-_F_DUMP_INTERRUPTED, _F_ACK_TLVS = 0x10, 0x200
-_ERROR, _DONE = 2, 3
-#: NLMSG_MIN_TYPE: what is below is about the conversation itself.
-_MIN_TYPE: Final = 16
 _EXT_ACK, _CAP_ACK, _STRICT_CHECK = 11, 10, 12
-_NLMSGERR_MSG: Final = 1
 #: A refusal takes about 1 KB of the queue.
 _QUEUE_BYTES: Final = 1 << 20
 #: The kernel fills at most 32 KB unless a single message is larger (a device with a hundred virtual functions).
@@ -55,9 +45,6 @@ _RECEIVE_BYTES: Final = 1 << 18
 #: The largest process id takes 22 bits of the 32 of a port id.
 _PID_WIDTH: Final = 22
 _FIRST_PORT: Final = 512
-#: Somebody changes routes all the time on a router: a dump that was interrupted is good enough then, because
-#: whatever concerns us comes as an event as well.
-_TRIES: Final = 3
 
 
 @dataclass(slots=True)
@@ -119,41 +106,6 @@ def bind_aside(sock: socket.socket) -> None:
             return
 
 
-def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded; nested ones are the payload of their parent."""
-    return ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) & 3)
-
-
-def messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Type, sequence number, port id and body of every message of a datagram that nobody asked for.
-
-    Answers to questions are read in place instead: a generator costs a dump of thousands 5 % more.
-    """
-    view, offset = memoryview(data), 0
-    while offset + HEADER.size <= len(data):
-        length, kind, _, sequence, port = HEADER.unpack_from(data, offset)
-        if length < HEADER.size:
-            return
-        yield kind, sequence, port, view[offset + HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def attributes(body: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Type and payload of each attribute behind a fixed part of `offset` bytes."""
-    end = len(body)
-    while offset + 4 <= end:
-        length, kind = ATTRIBUTE.unpack_from(body, offset)
-        if length < 4:
-            return
-        yield kind & TYPE_MASK, body[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
-def text(payload: bytes) -> str:
-    """A string as attributes carry it: it ends with a zero byte, and nothing says in which encoding it is."""
-    return payload.rstrip(b"\0").decode(errors="replace")
-
-
 class Netlink:
     """One netlink socket of the current network namespace. Use as a context manager, or close it.
 
@@ -205,37 +157,29 @@ class Netlink:
         Raises:
             KernelError: the kernel refused.
         """
-        bodies: list[bytes] = []
-        try:
-            for _ in range(_TRIES):
-                bodies, is_whole = self._dump_once(kind, request)
-                if is_whole:
-                    break
-        except OSError as error:
-            raise KernelError(f"list {what}", error.strerror or str(error), errno=error.errno or 0) from error
-        return bodies
+        return self.raw_dump(what, kind, request).bodies()
 
-    def _dump_once(self, kind: int, request: bytes) -> tuple[list[bytes], bool]:
-        self._send([Request(kind, _F_DUMP, request)])
-        bodies: list[bytes] = []
-        seen = 0
-        while True:
-            datagram = self._receive()
-            offset, end = 0, len(datagram)
-            while offset + 16 <= end:
-                length, answer, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
-                body = datagram[offset + 16 : offset + length]
-                offset += (length + 3) & ~3
-                if sequence != self._sequence:
-                    continue
-                seen |= flags
-                if answer >= _MIN_TYPE:
-                    bodies.append(body)
-                elif answer in (_DONE, _ERROR):
-                    code, reason = _verdict(answer, flags, body)
-                    if code:
-                        raise OSError(code, reason)
-                    return bodies, not seen & _F_DUMP_INTERRUPTED
+    def raw_dump(self, what: str, kind: int, request: bytes) -> Dump:
+        """The same, not taken apart yet.
+
+        Raises:
+            KernelError: the kernel could not be asked.
+        """
+        return Dump(what, lambda: self._collect(what, kind, request))
+
+    def _collect(self, what: str, kind: int, request: bytes) -> tuple[int, list[bytes]]:
+        datagrams: list[bytes] = []
+        try:
+            self._send([Request(kind, _F_DUMP, request)])
+            while not (datagrams and ends_dump(datagrams[-1], self._sequence)):
+                datagrams.append(self._receive())
+        except OSError as error:
+            if (
+                datagrams
+            ):  # What failed halfway may end with words: that, or that it is cut off, is found later.
+                return self._sequence, datagrams
+            raise KernelError(f"list {what}", error.strerror or str(error), errno=error.errno or 0) from error
+        return self._sequence, datagrams
 
     def ask(self, what: str, requests: Sequence[Request]) -> list[bytes | int]:
         """Questions that have one answer each, `_QUESTIONS_MAX` in a system call.
@@ -274,7 +218,7 @@ class Netlink:
                 body = datagram[offset + 16 : offset + length]
                 offset += (length + 3) & ~3
                 if sequence >= first:
-                    answers[sequence] = body if kind >= _MIN_TYPE else _verdict(kind, flags, body)[0]
+                    answers[sequence] = body if kind >= MIN_TYPE else verdict(kind, flags, body)[0]
         return [answers[first + number] for number in range(len(batch))]
 
     def change(self, requests: Sequence[Request]) -> list[Refusal]:
@@ -317,9 +261,9 @@ class Netlink:
                 length, answer, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
                 body = datagram[offset + 16 : offset + length]
                 offset += (length + 3) & ~3
-                if answer != _ERROR or sequence < first:
+                if answer != ERROR or sequence < first:
                     continue
-                code, reason = _verdict(answer, flags, body)
+                code, reason = verdict(answer, flags, body)
                 if code:
                     refusals.append(Refusal(sequence - first, code, reason))
                 if sequence == self._sequence:
@@ -366,17 +310,3 @@ class Netlink:
                 if length > _RECEIVE_BYTES:
                     raise OSError(errno.EMSGSIZE, f"an answer of {length} bytes")
                 return bytes(memoryview(self._buffer)[:length])
-
-
-def _verdict(answer: int, flags: int, body: bytes) -> tuple[int, str]:
-    """Errno and words of an NLMSG_ERROR or NLMSG_DONE; 0 is an acknowledgement."""
-    code = -int(struct.unpack_from("=i", body)[0]) if len(body) >= 4 else 0
-    if code <= 0:
-        return 0, ""
-    reason = os.strerror(code)
-    if flags & _F_ACK_TLVS:
-        # An error repeats the header of the request before the attributes (not its body: NETLINK_CAP_ACK).
-        found = dict(attributes(body, 20 if answer == _ERROR else 4))
-        words = text(found.get(_NLMSGERR_MSG, b""))
-        reason = f"{reason}: {words}" if words else reason
-    return code, reason

@@ -13,7 +13,7 @@ from datapath.kernel.default_routes import default_devices
 from datapath.kernel.flowtables import foreign_flowtables, why_no_flowtables
 from datapath.kernel.ids import LiveIds, parse_ids
 from datapath.kernel.marks_in_use import observe_marks
-from datapath.kernel.rtnl import Devices, Rtnl
+from datapath.kernel.rtnl import ROUTES, RULES, Devices, Rtnl
 from datapath.kernel.vrf import stranded
 from datapath.kernel.zones_in_use import has_stale_early_demux, observe_zones
 from datapath.plan.ingress import IngressProgram
@@ -101,12 +101,9 @@ class Sight:
 
     def share(self, plan: Plan) -> None:
         """Keep what is as desired once: thousands of routes and rules, which the plan has as well."""
-        if "routes" in self._parts and self.routes() == plan.route_set:
-            self._parts["routes"] = (None, plan.route_set)
-        if "rules" in self._parts:
-            ours, foreign = self.rules()
-            if ours == plan.rule_set:
-                self._parts["rules"] = (None, (plan.rule_set, foreign))
+        self._parts["routes"] = (None, ROUTES.shared(self.routes(), plan.route_set))
+        ours, foreign = self.rules()
+        self._parts["rules"] = (None, (RULES.shared(ours, plan.rule_set), foreign))
 
     def touched(self, steps: Iterable[Step]) -> None:
         """Read again what these steps were about, and nothing else."""
@@ -154,7 +151,7 @@ class Sight:
         return self._read("rules", lambda: _ask(Rtnl.rules))
 
     def routes(self) -> frozenset[Route]:
-        return self._read("routes", lambda: _ask(lambda rtnl: rtnl.routes(self._devices())))
+        return self._read("routes", lambda: _ask(lambda rtnl: rtnl.all_routes(self._devices())))
 
     def sysctls(self, keys: frozenset[str]) -> dict[str, str]:
         """Those that are always looked at, and these; more of them, where they were read before."""
@@ -169,10 +166,10 @@ class Sight:
         return values
 
     def ingress(self, desired: IngressProgram) -> ActualIngress:
-        return self._read_for("ingress", desired, lambda: ingress.observe(desired))
+        return self._read_for("ingress", desired, lambda: ingress.observe(desired, self._devices().indexes))
 
     def steering(self, desired: SteeringProgram) -> ActualSteering:
-        return self._read_for("steering", desired, lambda: steering.observe(desired))
+        return self._read_for("steering", desired, lambda: steering.observe(desired, self._devices().indexes))
 
     def default_devices(self) -> dict[int, tuple[str, ...]]:
         return self._read("defaults", default_devices)
@@ -278,6 +275,7 @@ def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
     keys = {setting.key for setting in desired.sysctls} | set(state.record.sysctls)
     if desired.slaves:
         keys.add(sysctl.NEW_DEVICES_KEEP_ADDRESSES)
+    sight.share(desired)
     rules, foreign_rules = sight.rules()
     tables = new_tables(Actual(rules=rules), desired)
     return Actual(

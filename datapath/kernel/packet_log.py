@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from datapath.errors import ConflictError, KernelError
 from datapath.kernel.devices import device_name
-from datapath.kernel.netlink import HEADER, NETLINK_NETFILTER, attribute, attributes, messages, text
+from datapath.kernel.netlink import NETLINK_NETFILTER
+from datapath.kernel.netlink_messages import HEADER, attribute, attributes, messages, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,8 @@ import struct
 import time
 from typing import Final, NamedTuple
 
-from datapath.kernel.netlink import F_CREATE, F_REPLACE, Netlink, Request, attribute, attributes
+from datapath.kernel.netlink import F_CREATE, F_REPLACE, Netlink, Request
+from datapath.kernel.netlink_messages import attribute, attributes
 from datapath.plan.probe import ProbeTask
 
 _NEWNEIGH, _GETNEIGH = 28, 30

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import errno
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
@@ -19,6 +19,7 @@ from datapath.errors import KernelError
 from datapath.facts import LinkFacts
 from datapath.kernel.fib_codec import AF, RouteDecoder, RuleDecoder, encode_route, encode_rule
 from datapath.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Netlink, Request
+from datapath.kernel.recall import Recall, SetRecall, digest_of
 from datapath.kernel.rtnl_dump import (
     actual_link,
     dump_addresses,
@@ -27,8 +28,9 @@ from datapath.kernel.rtnl_dump import (
     dump_rules,
     ipv4_settings,
     link_facts,
+    raw_routes,
 )
-from datapath.plan.rtnl import ROUTE_PROTOCOL, FibRule, Route, Slave, VlanLink, VrfLink
+from datapath.plan.rtnl import ROUTE_PROTOCOL, Family, FibRule, Route, Slave, VlanLink, VrfLink
 from datapath.reconcile.actual import ActualLink, ForeignRule
 
 if TYPE_CHECKING:
@@ -53,6 +55,11 @@ _HINTS: Final[Mapping[int, str]] = {
     100: "the device is down: set it up, or let `vlan:` make it",
     101: "the gateway is not reachable on this device: is it up?",
 }
+
+#: What was found last.
+ROUTES: Final[SetRecall[Route]] = SetRecall()
+RULES: Final[SetRecall[FibRule]] = SetRecall()
+_RULES_OF_OTHERS: Final[Recall[tuple[ForeignRule, ...]]] = Recall()
 
 
 class Verb(enum.StrEnum):
@@ -91,6 +98,11 @@ class Devices(NamedTuple):
     links: dict[str, ActualLink]
     names: dict[int, str]
     settings: Mapping[str, Mapping[str, str]]
+
+    @property
+    def indexes(self) -> dict[str, int]:
+        """Ifindexes by name."""
+        return {name: index for index, name in self.names.items()}
 
 
 class Rtnl:
@@ -135,13 +147,44 @@ class Rtnl:
 
     def rules(self) -> tuple[frozenset[FibRule], tuple[ForeignRule, ...]]:
         """Our rules, and everybody else's."""
+        dumps = {family: dump_rules(self._netlink, number) for family, number in AF.items()}
+        digest = digest_of(dumps.values())
+        known, others = RULES.of(digest), _RULES_OF_OTHERS.of(digest)
+        if known is not None and others is not None:
+            return known, others
         ours: set[FibRule] = set()
         foreign: list[ForeignRule] = []
-        for family, number in AF.items():
-            found, others = RuleDecoder(family).decode(dump_rules(self._netlink, number))
+        for family, dump in dumps.items():
+            found, theirs = RuleDecoder(family).decode(dump.bodies())
             ours.update(found)
-            foreign += others
-        return frozenset(ours), tuple(foreign)
+            foreign += theirs
+        rules, others, digest = frozenset(ours), tuple(foreign), digest_of(dumps.values())
+        RULES.keep(digest, rules)
+        _RULES_OF_OTHERS.keep(digest, others)
+        return rules, others
+
+    def all_routes(self, devices: Devices) -> frozenset[Route]:
+        """Our routes of all tables; `devices` as they were read before."""
+        dumps = {
+            family: raw_routes(self._netlink, number, protocol=ROUTE_PROTOCOL)
+            for family, number in AF.items()
+        }
+        known = ROUTES.of(digest_of(dumps.values()), devices.names)
+        if known is not None:
+            return known
+        self._names = dict(devices.names)
+        found = frozenset(
+            route for family, dump in dumps.items() for route in self._ours(family, dump.bodies())
+        )
+        # Of a device that came meanwhile the name was asked for.
+        if self._names == devices.names:
+            ROUTES.keep(digest_of(dumps.values()), found, devices.names)
+        return found
+
+    def _ours(self, family: Family, bodies: list[bytes]) -> Iterator[Route]:
+        for protocol, route in RouteDecoder(family, self._name).decode(bodies):
+            if protocol == ROUTE_PROTOCOL:
+                yield route
 
     def routes(self, devices: Devices | None = None, tables: Iterable[int] = (0,)) -> frozenset[Route]:
         """Our routes, by protocol id.
@@ -156,10 +199,9 @@ class Rtnl:
             route
             for family, number in AF.items()
             for table in tables
-            for protocol, route in RouteDecoder(family, self._name).decode(
-                dump_routes(self._netlink, number, protocol=ROUTE_PROTOCOL, table=table)
+            for route in self._ours(
+                family, dump_routes(self._netlink, number, protocol=ROUTE_PROTOCOL, table=table)
             )
-            if protocol == ROUTE_PROTOCOL
         )
 
     def foreign_routes(self, tables: Iterable[int], *, by_kernel: bool = True) -> dict[int, str]:

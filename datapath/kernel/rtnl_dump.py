@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 
 from datapath.errors import KernelError
 from datapath.facts import STACKED_KINDS, LinkFacts
-from datapath.kernel.netlink import ATTRIBUTE, TYPE_MASK, Netlink, attribute, attributes, text
+from datapath.kernel.netlink import Netlink
+from datapath.kernel.netlink_messages import ATTRIBUTE, TYPE_MASK, Dump, attribute, attributes, text
 from datapath.reconcile.actual import ActualLink
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
@@ -168,27 +169,32 @@ def forget_facts() -> None:
     _facts.cache_clear()
 
 
-def dump_rules(netlink: Netlink, family: int) -> list[bytes]:
-    """Bodies of all rules of a family; the kernel has no filter for these."""
-    return netlink.dump("rules", _GETRULE, struct.pack("=B11x", family))
+def dump_rules(netlink: Netlink, family: int) -> Dump:
+    """All rules of a family; the kernel has no filter for these."""
+    return netlink.raw_dump("rules", _GETRULE, struct.pack("=B11x", family))
 
 
 def dump_routes(
     netlink: Netlink, family: int, *, protocol: int = 0, table: int = 0, device: int = 0
 ) -> list[bytes]:
     """Bodies of the routes of a family, those of one protocol, table or device (by ifindex), if asked."""
-    request = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, protocol, 0, 0, 0)
-    if table:
-        request += attribute(_RTA_TABLE, _U32.pack(table))
-    if device:
-        request += attribute(_RTA_OIF, _U32.pack(device))
     try:
-        return netlink.dump("routes", _GETROUTE, request)
+        return raw_routes(netlink, family, protocol=protocol, table=table, device=device).bodies()
     except KernelError as error:
         # A table that does not exist is an empty one.
         if error.errno != errno.ENOENT:
             raise
         return []
+
+
+def raw_routes(netlink: Netlink, family: int, *, protocol: int = 0, table: int = 0, device: int = 0) -> Dump:
+    """The same, not taken apart yet; a table that does not exist is found out later."""
+    request = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, protocol, 0, 0, 0)
+    if table:
+        request += attribute(_RTA_TABLE, _U32.pack(table))
+    if device:
+        request += attribute(_RTA_OIF, _U32.pack(device))
+    return netlink.raw_dump("routes", _GETROUTE, request)
 
 
 def _number(value: bytes | None) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 
 from datapath.errors import KernelError
 from datapath.kernel import tc
@@ -16,11 +17,11 @@ from datapath.plan.tc import Direction
 from datapath.reconcile.actual import ActualSteering
 
 
-def observe(desired: SteeringProgram) -> ActualSteering:
-    """What is attached, what is missing and what is too much."""
+def observe(desired: SteeringProgram, ifindexes: Mapping[str, int] | None = None) -> ActualSteering:
+    """What is attached, what is missing and what is too much; devices as they were read before, if they were."""
     if not desired.attachments and not attachments.may_be_attached(Direction.EGRESS):
         return ActualSteering(hook=attachments.preferred_hook())
-    state = steering.observe_steering()
+    state = steering.observe_steering(ifindexes)
     try:
         missing, surplus = _describe(steering.compare_steering(desired, state))
     except KernelError as error:

@@ -18,7 +18,8 @@ from typing import Final
 
 from datapath.errors import ConflictError, KernelError
 from datapath.kernel import tc_dump
-from datapath.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Netlink, Request, attribute
+from datapath.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Netlink, Request
+from datapath.kernel.netlink_messages import attribute
 from datapath.kernel.tc_dump import TCMSG
 from datapath.plan.tc import Direction
 from datapath.points import reached

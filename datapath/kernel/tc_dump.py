@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from datapath.kernel.netlink import Request, attribute, attributes, text
+from datapath.kernel.netlink import Request
+from datapath.kernel.netlink_messages import attribute, attributes, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,16 +22,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from datapath.kernel.netlink import (
-    ATTRIBUTE,
-    NETLINK_NETFILTER,
-    SO_RCVBUFFORCE,
-    SOL_NETLINK,
-    TYPE_MASK,
-    bind_aside,
-    messages,
-    text,
-)
+from datapath.kernel.netlink import NETLINK_NETFILTER, SO_RCVBUFFORCE, SOL_NETLINK, bind_aside
+from datapath.kernel.netlink_messages import ATTRIBUTE, TYPE_MASK, messages, text
 from datapath.kernel.socket_filter import attach_route_filter
 from datapath.plan.nft import TABLE_NAME
 from datapath.plan.rtnl import ROUTE_PROTOCOL, TABLE_MAIN

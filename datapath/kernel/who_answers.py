@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 from datapath.kernel.devices import GETLINK, IFINFOMSG
 from datapath.kernel.gateway_questions import Questions
 from datapath.kernel.gateway_wires import Wire
-from datapath.kernel.netlink import Netlink, attributes
+from datapath.kernel.netlink import Netlink
+from datapath.kernel.netlink_messages import attributes
 from datapath.plan.gateways import CheckMethod
 
 Address = IPv4Address | IPv6Address

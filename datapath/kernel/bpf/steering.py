@@ -206,13 +206,16 @@ class SteeringDiff:
     detach: tuple[str, ...] = ()
 
 
-def observe_steering() -> SteeringState:
+def observe_steering(ifindexes: Mapping[str, int] | None = None) -> SteeringState:
     """Everything about our egress programs, read from the kernel only.
+
+    Args:
+        ifindexes: every device by name, if they were read before.
 
     Raises:
         KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
     """
-    state = attachments.observe_attachments(Direction.EGRESS)
+    state = attachments.observe_attachments(Direction.EGRESS, ifindexes)
     found = state.attached
     programs = {
         program_id: program

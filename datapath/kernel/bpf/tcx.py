@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from datapath.kernel.bpf import libbpf
@@ -38,7 +39,7 @@ def is_supported() -> bool:
     Raises:
         KernelError: without CAP_NET_ADMIN nobody can tell.
     """
-    _, result = _query(_LOOPBACK, Direction.INGRESS)
+    result = _Query(Direction.INGRESS).ask(_LOOPBACK)
     if result == -errno.EINVAL:
         return False
     libbpf.check("look for tcx", result)
@@ -51,20 +52,48 @@ def programs(ifindex: int, direction: Direction) -> tuple[int, ...]:
     Raises:
         KernelError: the kernel refused.
     """
-    found, result = _query(ifindex, direction)
-    if result == -errno.ENODEV:
-        return ()
-    libbpf.check(f"list the tcx programs of ifindex {ifindex}", result)
+    (found,) = chains([ifindex], direction)
     return found
 
 
-def _query(ifindex: int, direction: Direction) -> tuple[tuple[int, ...], int]:
-    ids = (ctypes.c_uint32 * _PROGRAMS_MAX)()
-    count, flags = ctypes.c_uint32(_PROGRAMS_MAX), ctypes.c_uint32()
-    result = libbpf.library().bpf_prog_query(
-        ifindex, _ATTACH_TYPES[direction], 0, ctypes.byref(flags), ids, ctypes.byref(count)
-    )
-    return tuple(ids[: count.value]), int(result)
+def chains(ifindexes: Iterable[int], direction: Direction) -> Iterator[tuple[int, ...]]:
+    """`programs` of each of these devices.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
+    query = _Query(direction)
+    for ifindex in ifindexes:
+        result = query.ask(ifindex)
+        if result and result != -errno.ENODEV:
+            libbpf.check(f"list the tcx programs of ifindex {ifindex}", result)
+        yield () if result else query.found()
+
+
+class _Query:
+    """One question for device after device: to make room for each answer would take longer than to ask."""
+
+    def __init__(self, direction: Direction) -> None:
+        self._ids = (ctypes.c_uint32 * _PROGRAMS_MAX)()
+        self._count, flags = ctypes.c_uint32(), ctypes.c_uint32()
+        self._places = (
+            _ATTACH_TYPES[direction],
+            0,
+            ctypes.byref(flags),
+            self._ids,
+            ctypes.byref(self._count),
+        )
+        self._function = libbpf.library().bpf_prog_query
+
+    def ask(self, ifindex: int) -> int:
+        """0, or a negative errno."""
+        self._count.value = _PROGRAMS_MAX
+        return int(self._function(ifindex, *self._places))
+
+    def found(self) -> tuple[int, ...]:
+        """The ids of the last answer."""
+        count = self._count.value
+        return tuple(self._ids[:count]) if count else ()
 
 
 def attach(ifindex: int, direction: Direction, program_fd: int) -> None:
