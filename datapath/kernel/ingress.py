@@ -116,6 +116,12 @@ def glance(desired: IngressProgram) -> tuple[tuple[int, ...], ...]:
     return attachments.running(desired.attachments, Direction.INGRESS)
 
 
+def glance_at(ifname: str) -> tuple[int, ...]:
+    """The same of one device, where there is tcx; the first number is its index."""
+    (found,) = attachments.running([ifname], Direction.INGRESS)
+    return found
+
+
 def attached_program() -> int | None:
     """Id of our program, None where none is attached."""
     return min(bpf.observe_ingress().programs, default=None)

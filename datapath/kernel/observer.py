@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
@@ -122,6 +123,13 @@ class Sight:
         if "sysctls" in self._parts and keys:
             asked, values = self._parts["sysctls"]
             self._parts["sysctls"] = (asked, values | sysctl.read_all(keys))
+
+    def filter_left(self, ifname: str) -> None:
+        """The daemon gave a device tcx instead of its filter: the rest of what was read is as it was."""
+        if "ingress" in self._parts:
+            question, actual = self._parts["ingress"]
+            filtered = actual.filtered - {ifname}
+            self._parts["ingress"] = (question, dataclasses.replace(actual, filtered=filtered))
 
     def table(self) -> _FoundTable:
         return self._read("table", lambda: nft.list_table(TABLE_FAMILY, TABLE_NAME))

@@ -172,6 +172,20 @@ def _refuse_foreign(ifname: str, filters: list[TcFilter]) -> None:
             )
 
 
+def our_program(ifindex: int, direction: Direction) -> int | None:
+    """Id of the program that our filter of a device runs; None where there is no such filter, or device.
+
+    Raises:
+        KernelError: netlink failed.
+    """
+    place = tc_dump.TcPlace(ifindex, _PARENTS[direction], TC_HANDLE, _INFO, "bpf")
+    with Netlink() as netlink:
+        (found,) = tc_dump.find(netlink, [place])
+    if not isinstance(found, tc_dump.TcObject) or not _filter(found, ifindex, direction).is_ours:
+        return None
+    return found.program_id
+
+
 def attach_filter(ifname: str, program_fd: int, direction: Direction = Direction.INGRESS) -> None:
     """Attach the program at a hook of a device, or replace our older one there in one step.
 
@@ -275,11 +289,9 @@ def detach_filters(ifnames: Sequence[str], direction: Direction = Direction.INGR
     Raises:
         KernelError: the kernel refused one; others are gone.
     """
-    known = ifindexes() if ifnames else {}
+    known = {name: index for name, index in indexes_of(ifnames).items() if index}
     places = [
-        tc_dump.TcPlace(known[name], _PARENTS[direction], TC_HANDLE, _INFO, "bpf")
-        for name in ifnames
-        if name in known
+        tc_dump.TcPlace(index, _PARENTS[direction], TC_HANDLE, _INFO, "bpf") for index in known.values()
     ]
     if not places:
         return frozenset()

@@ -14,6 +14,7 @@ from datapath.observe.doctor_vrf import check_vrfs
 from datapath.observe.doctor_zones import check_zones
 from datapath.observe.findings import Finding, fail, ok, warn
 from datapath.observe.policy_view import PolicyView
+from datapath.observe.status import filtered_note
 from datapath.policy.marks import capacity
 from datapath.reconcile.actual import Actual
 from datapath.reconcile.conflicts import find_conflicts, users_of_our_tables
@@ -46,6 +47,7 @@ def check_policy(host: HostView, view: PolicyView, now_s: float) -> Iterator[Fin
     yield from _network_manager(host, view)
     if view.is_in_force:
         yield from _drift(view)
+        yield from _filters(view.actual)
         yield from _probation(view.state, now_s)
         yield from _daemon(host)
 
@@ -259,6 +261,11 @@ def _drift(view: PolicyView) -> Iterator[Finding]:
         )
     else:
         yield ok("drift", "none: the kernel is as the policy in force says")
+
+
+def _filters(actual: Actual) -> Iterator[Finding]:
+    if text := filtered_note(actual):
+        yield ok("tc filters", text)
 
 
 def _probation(state: State, now_s: float) -> Iterator[Finding]:

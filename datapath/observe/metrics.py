@@ -54,6 +54,7 @@ def _service_metrics(stats: ServiceStats) -> Iterator[Metric]:
         ("policy_rejected", "1 while the policy files hold no valid policy.", stats.policy_rejected),
         ("contested", "1 while somebody undoes our changes again and again.", bool(stats.contested)),
         ("apply_timestamp_seconds", "When a policy was put in force last, Unix time.", stats.applied_at),
+        ("filtered_devices", "Devices that have a tc filter and will get tcx instead.", stats.filtered),
         ("drift_unhealed", "Differences that could not be repaired yet.", stats.unhealed),
     ):
         yield GaugeMetricFamily(f"datapath_{name}", text, value=float(value))

@@ -45,6 +45,7 @@ class ServiceStats:
         waiting: networks whose device is missing or down.
         contested: what somebody undoes again and again.
         unhealed: differences that are left for the next attempt.
+        filtered: devices that have a tc filter and will get tcx instead.
         drift: repairs by kind of object.
         heals: from event to repair.
         gateways: those that are watched, by network and address, and whether they are up.
@@ -60,6 +61,7 @@ class ServiceStats:
     contested: frozenset[str] = frozenset()
     unhealed: int = 0
     reconciles: int = 0
+    filtered: int = 0
     drift: Counter[str] = field(default_factory=Counter)
     heals: Histogram = field(default_factory=Histogram)
     applies: Histogram = field(default_factory=Histogram)

@@ -190,6 +190,7 @@ def make_status(  # noqa: PLR0913  (one argument a source of what is told)
         (
             *(note.render() for note in plan.notes),
             *_ahead(actual),
+            *_filtered(actual),
             *_in_our_tables(actual, plan),
             *_probation(state),
         ),
@@ -214,6 +215,21 @@ def _how(ingress: ActualIngress) -> str:
     if ingress.filtered:
         hooks.add(Hook.CLSACT)
     return " and ".join(sorted(hooks, reverse=True))
+
+
+def filtered_note(actual: Actual) -> str:
+    """How many devices have a filter although there is tcx; empty where none has."""
+    count = len(actual.ingress.filtered)
+    return (
+        f"{count} device(s) have a tc filter, which a running daemon replaces by tcx bit by bit"
+        if count
+        else ""
+    )
+
+
+def _filtered(actual: Actual | None) -> Iterator[str]:
+    if actual is not None and (text := filtered_note(actual)):
+        yield f"info: {text}"
 
 
 def _ahead(actual: Actual | None) -> Iterator[str]:

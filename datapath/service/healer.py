@@ -75,6 +75,7 @@ class Look:
         networks: names of the policy in force.
         began_s: monotonic clock.
         switched: steps that follow a gateway which went up or down, also carried out.
+        filtered: devices that had a filter although there is tcx.
     """
 
     state: State
@@ -88,6 +89,7 @@ class Look:
     networks: tuple[str, ...] = ()
     began_s: float = 0.0
     switched: tuple[Step, ...] = ()
+    filtered: frozenset[str] = frozenset()
 
 
 class Healer:
@@ -139,6 +141,14 @@ class Healer:
             return False
         self.forget(["tc"])
         return True
+
+    def program_moved(self, ifname: str) -> None:
+        """The daemon itself gave this device tcx instead of its filter: nobody has to look because of that."""
+        self._sight.filter_left(ifname)
+        now = ingress.glance_at(ifname)
+        place = next((number for number, found in enumerate(self._glance) if found[0] == now[0]), None)
+        if place is not None:
+            self._glance = (*self._glance[:place], now, *self._glance[place + 1 :])
 
     def set_down(self, down: Down) -> None:
         """These gateways, by network, are down from now on; the next look makes it so."""
@@ -247,6 +257,7 @@ class Healer:
             find_conflicts(actual, carried_plan(plan, actual.links), state.record),
             tuple(network.name for network in self._networks),
             switched=tuple(switched),
+            filtered=actual.ingress.filtered,
         )
 
     def _follows_gateway(self, step: Step) -> bool:

@@ -30,6 +30,7 @@ from datapath.reconcile.steps import kind_of
 from datapath.service.gateways import GatewayWatch, report_change
 from datapath.service.healer import Healer, Look
 from datapath.service.memory import settle
+from datapath.service.mover import Mover
 from datapath.service.policy_files import PolicyFiles
 from datapath.service.reload import UNDO_GRACE_S, Reloader
 from datapath.service.timers import Timers
@@ -71,6 +72,7 @@ class Service:
         self._controller = Controller(directory, wait_for_devices=True, sight=self._present_sight)
         self._reloader = Reloader(directory, files, self._controller, stats)
         self._timers = Timers()
+        self._mover = Mover(directory, self._timers, stats, self._healer.program_moved)
         self._events: list[Event] = []
         self._stopping = False
         self._is_able = True
@@ -165,6 +167,7 @@ class Service:
 
     def _take_file_events(self) -> None:
         self._directories.drain()
+        self._mover.pause()
         self._timers.debounce(self._check_files, time.monotonic(), FILES_QUIET_S, FILES_BURST_S)
 
     def _poll_files(self) -> None:
@@ -275,6 +278,7 @@ class Service:
             return
         self._healer.forget(event.kind for event in events)
         self._events += events[: _EVENTS_MAX - len(self._events)]
+        self._mover.pause()
         self._timers.debounce(self._look, time.monotonic(), QUIET_S, BURST_S)
 
     def _present_sight(self) -> Sight:
@@ -299,6 +303,7 @@ class Service:
         now = time.monotonic()
         self._timers.cancel(self._look)
         self._timers.earliest(self._settle, now + SETTLE_S)
+        self._mover.pause()
         try:
             look = self._healer.look()
         except BusyError:
@@ -310,6 +315,7 @@ class Service:
             self._timers.set(self._look, now + FAILED_RETRY_S)
             return
         self._is_able = True
+        self._mover.follow(look.filtered)
         events, self._events = self._events, []
         self._account(look)
         self._report(look, events)

@@ -13,9 +13,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tools.lab.netns import Namespace
+
+if TYPE_CHECKING:
+    from datapath.state import StateDirectory
 
 
 class Zygote:
@@ -41,9 +44,10 @@ class Zygote:
         """One operation.
 
         Args:
-            verb: `apply`, `teardown`, `rollback` or `drift`.
+            verb: `apply`, `teardown`, `rollback`, `drift`, or `move` (from filters to tcx, as the daemon does it).
             state: the state directory.
-            request: `policy` (a path), `kill_at` (die at this point), `fail_at` and `errno` (this point fails).
+            request: `policy` (a path), `devices` (how many are to move), `kill_at` (die at this point), `fail_at` and
+                `errno` (this point fails).
 
         Returns:
             `killed`, or `error` and `points` (the names of all points in order), `changed`, `fds`.
@@ -92,12 +96,26 @@ def _operate(request: dict[str, Any]) -> dict[str, Any]:
                 answer["changed"] = bool(controller.teardown())
             elif request["verb"] == "rollback":
                 answer["changed"] = bool(controller.rollback().steps)
+            elif request["verb"] == "move":
+                _move(StateDirectory(Path(request["state"])), request["devices"])
             else:
                 drift = controller.status()
                 answer["drift"] = [step.describe() for step in drift.steps] if drift else None
         except DatapathError as error:
             answer["error"] = str(error)
     return answer | {"points": passed, "fds": _open_descriptors() - fds}
+
+
+def _move(directory: StateDirectory, devices: int) -> None:
+    from datapath.kernel import bpf  # noqa: PLC0415
+    from datapath.observe.stats import ServiceStats  # noqa: PLC0415
+    from datapath.service.mover import Mover  # noqa: PLC0415
+    from datapath.service.timers import Timers  # noqa: PLC0415
+
+    mover = Mover(directory, Timers(), ServiceStats(), lambda _: None)
+    mover.follow(bpf.observe_ingress().filtered)
+    for _ in range(min(devices, mover.left)):
+        mover.move()
 
 
 def _main() -> None:

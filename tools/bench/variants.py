@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is compared: each variant configures a ground of its own.
 
-Ours is always installed by `datapath apply` from a policy file, never by rules of the benchmark.
+Ours is always installed by `datapath apply` from a policy file, never by rules of the benchmark; what a daemon does by
+itself in the minutes after that is done, too.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def _direct(*, is_tracked: bool) -> Install:
 
 
 def apply(built: Ground, text: str) -> None:
-    """`datapath apply`, as an operator would.
+    """`datapath apply`, as an operator would, and what a daemon does with many devices in the minutes after it.
 
     Raises:
         UnavailableError: it refuses the policy or the host; with its words.
@@ -174,6 +175,7 @@ def apply(built: Ground, text: str) -> None:
     state = str(built.files / "state")
     try:
         built.node.run(sys.executable, "-m", "datapath", "apply", str(path), "--json", "--state-dir", state)
+        built.node.run(sys.executable, "-m", "tools.bench.finish_moving", state)
     except LabError as error:
         lines = [line for line in str(error).splitlines() if "rror" in line] or [str(error)]
         raise UnavailableError(lines[-1].rpartition("error: ")[2][:400]) from error

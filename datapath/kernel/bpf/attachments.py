@@ -4,6 +4,7 @@
 A filter is ours by place and name (`kernel/tc.py`), a tcx program by its own name, which the kernel gives to nobody
 else by itself. Where both are there, an attach was interrupted, or an older version used a filter: both
 run, the program gives the same answer to a packet that it sees twice, and `attach` takes the surplus one away.
+Where devices are many, filters serve them at first, and `move_to_tcx` is for those, one at a time.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Attached:
         surplus: devices where one more of ours is attached, or one in the other way.
         conflicts: device and description of each filter of someone else in our place.
         ahead: device and name of each tcx program of someone else that sees packets before ours.
-        filtered: with tcx, devices that have a filter all the same and keep it, because they are many.
+        filtered: with tcx, devices that have a filter all the same, because they were many; `move_to_tcx` is for them.
         taken: with tcx, devices where a filter of someone else leaves no place for ours.
     """
 
@@ -186,9 +187,14 @@ def _observe(
 
 
 def _filtered(filters: Mapping[str, list[int]], chains: Mapping[str, list[int]]) -> frozenset[str]:
-    """Few filters are of a version that knew no tcx, and give way to it; many were attached by `attach_all`."""
-    alone = filters.keys() - chains.keys()
-    return frozenset(alone) if len(alone) >= FEW_DEVICES else frozenset()
+    """Few filters are of a version that knew no tcx, and give way to it; many were attached by `attach_all`.
+
+    The last few of many are told by those that moved already. Who has the same program in both ways is in the middle
+    of its move, at this moment or since a crash.
+    """
+    if max(len(filters), len(chains)) < FEW_DEVICES:
+        return frozenset()
+    return frozenset(ifname for ifname, found in filters.items() if chains.get(ifname, found) == found)
 
 
 def _ours(chain: tuple[int, ...], direction: Direction, names: _Names) -> list[int]:
@@ -240,6 +246,32 @@ def attach_all(
             attach(program_fd, name, direction)
     tc.attach_filters(together, program_fd, direction)
     _detach_tcx(together, direction)
+
+
+def move_to_tcx(ifname: str, direction: Direction = Direction.INGRESS) -> bool:
+    """Attach by tcx what our filter of a device runs, then remove the filter; its qdisc stays (`_kept_clsact`).
+
+    At every moment one of the two is there. The kernel holds the lock of all network configuration for a grace period.
+
+    Returns:
+        whether there was a filter of ours, and now is none; not where another program of ours is attached as well.
+
+    Raises:
+        KernelError: the kernel refused; where the filter could not be removed, both are there.
+    """
+    index = tc.indexes_of([ifname])[ifname]
+    program_id = tc.our_program(index, direction)
+    if program_id is None:
+        return False
+    ours = _ours(tcx.programs(index, direction), direction, _Names())
+    if not ours:
+        with libbpf.program_fd_by_id(program_id) as program:
+            reached(f"attach the {direction} program to {ifname}")
+            tcx.attach(index, direction, program.number)
+    elif ours != [program_id]:
+        return False
+    tc.detach_filters([ifname], direction)
+    return True
 
 
 def _attach_tcx(program_fd: int, ifname: str, direction: Direction) -> None:
