@@ -43,7 +43,7 @@ setup: .stamps/setup ## install what the project needs: Debian packages by name,
 	@mkdir -p $(@D) && touch $@
 
 test: setup ## run the whole test suite, linters included (root: most tests use network namespaces)
-	$(PYTHON) -m pytest -q --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -q --numprocesses 3 --dist worksteal $(PYTEST_ARGS)
 
 test-full: export DATAPATH_TEST_FULL := 1
 test-full: test ## the same without samples: what tests/sampling.py leaves out for the sake of time, too

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from datapath.kernel.bpf import objects
 from tests.kernel_features import PROBES, SKIP_REASON_PREFIX, kernel_has
+from tests.sampling import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -30,6 +35,20 @@ sys.dont_write_bytecode = False
 # Hypothesis gives an example 200 ms by itself: no test here says how long anything takes.
 settings.register_profile("datapath", deadline=None)
 settings.load_profile("datapath")
+
+
+def pytest_configure(config: Config) -> None:
+    """Let each program be compiled once in a run, not once in each of the hundreds of processes that load it.
+
+    An entry is found by everything that the compiler is given; that it is what comes out of it shows
+    tests/bpf/test_objects.py. `make test-full` compiles every time.
+    """
+    if FULL or objects.ENVIRONMENT in os.environ:
+        return
+    folder = tempfile.mkdtemp(prefix="datapath-bpf-")
+    # The workers of pytest-xdist, and what the tests start, inherit it.
+    os.environ[objects.ENVIRONMENT] = folder
+    config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 def pytest_ignore_collect(collection_path: os.PathLike[str], config: Config) -> bool | None:

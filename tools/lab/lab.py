@@ -201,6 +201,8 @@ class Lab:
                 "link set eth0 up",
                 f"addr add {addresses.v4}/32 dev eth0",
                 f"addr add {addresses.v6}/128 dev eth0",
+                "route add default via 169.254.1.1 dev eth0 onlink",
+                "-6 route add default via fe80::1 dev eth0",
             ]
         )
         self[owner].ip(
@@ -211,9 +213,6 @@ class Lab:
                 f"route add {addresses.v4}/32 dev {device}",
                 f"-6 route add {addresses.v6}/128 dev {device}",
             ]
-        )
-        leaf.ip(
-            ["route add default via 169.254.1.1 dev eth0 onlink", "-6 route add default via fe80::1 dev eth0"]
         )
 
     def _build_network(self, network: Network) -> None:
@@ -270,12 +269,16 @@ class Lab:
         held = network.vips[Backend.HOST_VIP]
         self.node.ip([f"addr replace {held.v4}/32 dev lo", f"addr replace {held.v6}/128 dev lo"])
         own = str(network.gateway.v4).rsplit(".", 1)[0] + "."
-        for vips in network.vips.values():
-            if not str(vips.v4).startswith(own):
-                for namespace, device in ((router, "br-vlan"), (vlan_client, "eth0")):
-                    namespace.ip(
-                        [f"route add {vips.v4}/32 dev {device}", f"-6 route add {vips.v6}/128 dev {device}"]
-                    )
+        foreign = [vips for vips in network.vips.values() if not str(vips.v4).startswith(own)]
+        for namespace, device in ((router, "br-vlan"), (vlan_client, "eth0")):
+            namespace.ip(
+                line
+                for vips in foreign
+                for line in (
+                    f"route add {vips.v4}/32 dev {device}",
+                    f"-6 route add {vips.v6}/128 dev {device}",
+                )
+            )
 
     def _route_lan(self) -> None:
         """Routes between the nodes; pods of node2 come to the VIPs through the node, not by DNAT of their own."""

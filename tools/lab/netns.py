@@ -7,10 +7,11 @@ from any thread afterwards. So the whole lab is one process: nothing to start, w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import itertools
-import json
+import operator
 import os
 import re
 import socket
@@ -20,8 +21,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from tools.lab.links import waiting_devices
 from tools.lab.patience import PATIENCE
 
 T = TypeVar("T")
@@ -30,6 +32,9 @@ _RUN = Path("/var/run/netns")
 #: The link watch looks at a hundred devices a second, of all namespaces: thousands of somebody else come first.
 _SETTLED_S = 60 * PATIENCE
 _CLONE_NEWNET = 0x40000000
+_MS_BIND, _MNT_DETACH = 0x1000, 2
+#: Commands of `ip` that take the family from the addresses that they are given, and IPv4 where there are none.
+_WITH_ADDRESS = tuple(f"{what} {verb} " for what in ("addr", "route") for verb in ("add", "del", "replace"))
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _NAME = re.compile(r"^dp(?P<pid>\d+)x\d+-")
 _sequence = itertools.count()
@@ -57,7 +62,11 @@ def leftovers() -> list[str]:
 
 def remove(name: str) -> None:
     """Delete a namespace; one that is gone already is fine."""
-    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    # What `ip netns del` does. A lab has a dozen, and an emulated machine takes half a second to start a program.
+    path = _RUN / name
+    _libc.umount2(os.fsencode(path), _MNT_DETACH)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def enter(name: str) -> None:
@@ -93,7 +102,11 @@ class Namespace:
         Raises:
             LabError: the name exists, or we may not.
         """
-        _checked(["ip", "netns", "add", self.name], None)
+        if _RUN.is_mount():
+            _thread(self._unshare)
+        else:
+            # The first of this machine: it makes the folder that all mount namespaces share.
+            _checked(["ip", "netns", "add", self.name], None)
         # An address is usable at once without duplicate address detection; the lab's are unique.
         self.sysctl(
             {
@@ -104,6 +117,18 @@ class Namespace:
             }
         )
         self.call(_loopback_up)
+
+    def _unshare(self) -> None:
+        """What `ip netns add` does, in a thread that ends with it."""
+        try:
+            os.close(os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0))
+        except OSError as error:
+            raise LabError(f"{self.path}: {error.strerror}") from error
+        own = b"/proc/thread-self/ns/net"
+        if _libc.unshare(_CLONE_NEWNET) or _libc.mount(own, os.fsencode(self.path), b"none", _MS_BIND, None):
+            error_text = os.strerror(ctypes.get_errno())
+            remove(self.name)
+            raise LabError(f"{self.name}: no network namespace: {error_text}")
 
     def argv(self, *argv: str) -> list[str]:
         """Return the argument list that runs a program in here; /sys stays the host's."""
@@ -125,10 +150,10 @@ class Namespace:
         Raises:
             LabError: one of them failed; none after it was run.
         """
-        for option, group in itertools.groupby(lines, key=lambda line: line.startswith("-") and line[:2]):
+        for option, group in itertools.groupby(map(_without_option, lines), key=operator.itemgetter(0)):
             # A batch has no options per line, so each run of lines of one family is a batch of its own.
-            select, start = ([option], 3) if option else ([], 0)
-            self.run("ip", *select, "-batch", "-", stdin="".join(f"{line[start:]}\n" for line in group))
+            text = "".join(f"{line}\n" for _, line in group)
+            self.run("ip", *([option] if option else []), "-batch", "-", stdin=text)
 
     def nft(self, text: str) -> None:
         """Load nft commands in one transaction.
@@ -153,22 +178,12 @@ class Namespace:
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in a thread inside the namespace and return (or raise) what it does."""
-        result: list[T] = []
-        failure: list[BaseException] = []
 
-        def body() -> None:
-            try:
-                enter(self.name)
-                result.append(function())
-            except BaseException as error:  # noqa: BLE001  it is raised again, in the caller's thread
-                failure.append(error)
+        def body() -> T:
+            enter(self.name)
+            return function()
 
-        thread = threading.Thread(target=body, daemon=True)
-        thread.start()
-        thread.join()
-        if failure:
-            raise failure[0]
-        return result[0]
+        return _thread(body)
 
     def settle(self) -> None:
         """Wait until every device with a carrier takes packets, and its addresses can be used.
@@ -180,27 +195,43 @@ class Namespace:
             LabError: one does not.
         """
         end = time.monotonic() + _SETTLED_S
-        while waiting := [link["ifname"] for link in self._links() if not _takes_packets(link)]:
+        while waiting := self.call(waiting_devices):
             if time.monotonic() > end:
                 raise LabError(f"{self.name}: {', '.join(waiting)} have a carrier and take no packets")
             time.sleep(0.01)
-
-    def _links(self) -> list[dict[str, Any]]:
-        links: list[dict[str, Any]] = json.loads(self.run("ip", "-d", "-j", "addr", "show", "up") or "[]")
-        return links
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket that lives in this namespace, whoever uses it."""
         return self.call(lambda: socket.socket(family, kind, protocol))
 
 
-def _takes_packets(link: Mapping[str, Any]) -> bool:
-    if "LOWER_UP" not in link["flags"]:
-        return True
-    # Neither loopback nor dummy says that it is up.
-    silent = "LOOPBACK" in link["flags"] or link.get("linkinfo", {}).get("info_kind") == "dummy"
-    tentative = any(address.get("tentative") for address in link.get("addr_info", ()))
-    return (silent or link["operstate"] == "UP") and not tentative
+def _thread(function: Callable[[], T]) -> T:
+    """Run a function in a thread of its own and return (or raise) what it does."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            result.append(function())
+        except BaseException as error:  # noqa: BLE001  it is raised again, in the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _without_option(line: str) -> tuple[str, str]:
+    """An option that names a family, and the command; none where an address of the command says it."""
+    if not line.startswith("-"):
+        return "", line
+    option, command = line[:2], line[3:]
+    if command.startswith(_WITH_ADDRESS) and (option == "-4" or ":" in command):
+        return "", command
+    return option, command
 
 
 def _loopback_up() -> None:

@@ -63,8 +63,8 @@ class LinkCounter:
 
     def reset(self) -> None:
         """Forget everything counted so far."""
-        self._namespace.nft("flush set netdev lab seen4\nflush set netdev lab seen6\n")
-        self._namespace.run("nft", "reset", "counter", "netdev", "lab", "wrong_way")
+        flush = "".join(f"flush set netdev lab seen{family}\n" for family in (4, 6))
+        self._namespace.nft(f"{flush}reset counter netdev lab wrong_way\n")
 
     def read(self) -> list[Seen]:
         """Return what was counted since the last reset."""

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which devices of the current namespace take packets by now."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from datapath.kernel.netlink import Netlink, attributes, text
+
+_GETLINK, _GETADDR = 18, 22
+_IFINFO: Final = struct.Struct("=BxHiI4x")
+_IFADDR: Final = struct.Struct("=BxxxI")
+_IFLA_IFNAME, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 16, 18, 1
+_IFA_FLAGS: Final = 8
+_IFF_UP, _IFF_LOOPBACK, _IFF_LOWER_UP = 0x1, 0x8, 0x10000
+_IF_OPER_UP: Final = 6
+_IFA_F_TENTATIVE: Final = 0x40
+
+
+def waiting_devices() -> list[str]:
+    """Names of those that have a carrier, and either no queue yet or an address that cannot be used yet.
+
+    Asked of the kernel without starting a program: it is asked again and again.
+    """
+    with Netlink() as netlink:
+        links = netlink.dump("links", _GETLINK, bytes(_IFINFO.size))
+        addresses = netlink.dump("addresses", _GETADDR, bytes(_IFADDR.size))
+    tentative = {index for body in addresses for index in _tentative(body)}
+    return [
+        name
+        for body in links
+        for index, name in _with_carrier(body)
+        if index in tentative or not _is_up(body)
+    ]
+
+
+def _tentative(body: bytes) -> list[int]:
+    _, index = _IFADDR.unpack_from(body)
+    flags = dict(attributes(body, _IFADDR.size)).get(_IFA_FLAGS)
+    return [index] if flags and int.from_bytes(flags, "little") & _IFA_F_TENTATIVE else []
+
+
+def _with_carrier(body: bytes) -> list[tuple[int, str]]:
+    _, _, index, flags = _IFINFO.unpack_from(body)
+    if flags & (_IFF_UP | _IFF_LOWER_UP) != _IFF_UP | _IFF_LOWER_UP:
+        return []
+    return [(index, text(dict(attributes(body, _IFINFO.size))[_IFLA_IFNAME]))]
+
+
+def _is_up(body: bytes) -> bool:
+    _, _, _, flags = _IFINFO.unpack_from(body)
+    found = dict(attributes(body, _IFINFO.size))
+    # Neither loopback nor dummy says that it is up.
+    kind = dict(attributes(found.get(_IFLA_LINKINFO, b""))).get(_IFLA_INFO_KIND, b"")
+    return bool(flags & _IFF_LOOPBACK) or text(kind) == "dummy" or found[_IFLA_OPERSTATE][0] == _IF_OPER_UP
