@@ -176,7 +176,7 @@ class StateDirectory:
         Raises:
             InputError: the directory belongs to another namespace or to a newer version, or is damaged.
         """
-        path = self.path / _STATE
+        path, found = self.path / _STATE, self._fingerprint()
         try:
             text = path.read_bytes()
         except FileNotFoundError:
@@ -187,7 +187,10 @@ class StateDirectory:
         if self._known is None or self._known[:2] != (digest, netns):
             state = _decode(unseal(text, path, hint=f"restore it, or remove it: {_LOSS}"), path)
             self._known = (digest, netns, state)
-        return self._known[2]
+        state = self._known[2]
+        # Taken before it was read: a file that came between the two has another.
+        self._nothing_pending = found if state.pending is None else ()
+        return state
 
     def pending(self) -> Pending | None:
         """The change that waits for its confirmation. A file that said before that none does is not read again.
@@ -198,10 +201,7 @@ class StateDirectory:
         found = self._fingerprint()
         if found and found == self._nothing_pending:
             return None
-        pending = self.load().pending
-        # Taken before it was read: a file that came between the two has another.
-        self._nothing_pending = found if pending is None else ()
-        return pending
+        return self.load().pending
 
     def _fingerprint(self) -> tuple[int, ...]:
         """Of the file of the state, which is never changed but replaced; empty where it cannot be seen."""

@@ -43,6 +43,20 @@ def test_a_file_that_is_the_same_is_not_read(tmp_path: Path, monkeypatch: pytest
     assert directory.pending() is None
 
 
+def test_who_has_read_it_for_another_reason_need_not_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = StateDirectory(tmp_path)
+    directory.save(QUIET)
+    assert directory.load().pending is None
+    directory.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(StateDirectory, "load", never)
+        assert directory.pending() is None
+    directory.save(WAITS)
+    assert directory.load().pending == directory.pending() == WAITS.pending
+
+
 def test_damage_in_place_is_seen(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     directory.save(QUIET)
