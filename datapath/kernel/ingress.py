@@ -8,10 +8,9 @@ from collections.abc import Mapping
 
 from datapath.errors import KernelError
 from datapath.kernel import bpf, tc
-from datapath.kernel.bpf import attachments
 from datapath.kernel.bpf.loaded import verify_if_needed
 from datapath.plan.ingress import IngressProgram
-from datapath.plan.tc import Direction, Hook
+from datapath.plan.tc import Hook
 from datapath.reconcile.actual import ActualIngress
 
 #: What the preflight verified: the very program that is attached after it, so it is compiled once.
@@ -109,17 +108,6 @@ def _update_in_place(
         program_id = next(state.attached[name] for name in desired.attachments if name in state.attached)
         with bpf.LoadedIngress.open(program_id) as loaded:
             bpf.attach_all(loaded, diff.attach, filtered)
-
-
-def glance(desired: IngressProgram) -> tuple[tuple[int, ...], ...]:
-    """What runs at our devices, as far as no event would tell of a change; the same value, the same programs."""
-    return attachments.running(desired.attachments, Direction.INGRESS)
-
-
-def glance_at(ifname: str) -> tuple[int, ...]:
-    """The same of one device, where there is tcx; the first number is its index."""
-    (found,) = attachments.running([ifname], Direction.INGRESS)
-    return found
 
 
 def attached_program() -> int | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from datapath.facts import Facts, LinkFacts
 from datapath.kernel import ingress, nft, steering, sysctl
+from datapath.kernel.bpf.glance import Glance, glance
 from datapath.kernel.default_routes import default_devices
 from datapath.kernel.flowtables import foreign_flowtables, why_no_flowtables
 from datapath.kernel.ids import LiveIds, parse_ids
@@ -22,6 +23,7 @@ from datapath.plan.model import Plan
 from datapath.plan.nft import CLASSIFY_CHAIN, TABLE_FAMILY, TABLE_NAME
 from datapath.plan.rtnl import FibRule, Route
 from datapath.plan.steering import SteeringProgram
+from datapath.plan.tc import Direction
 from datapath.reconcile.actual import (
     Actual,
     ActualIngress,
@@ -72,10 +74,16 @@ _CHANGES_FLOWTABLES: Final = frozenset({"link", "flowtable"})
 
 
 class Sight:
-    """What was read of the kernel. Lives as long as one look, or, in a daemon that hears of changes, longer."""
+    """What was read of the kernel. Lives as long as one look, or, in a daemon that hears of changes, longer.
 
-    def __init__(self) -> None:
+    Args:
+        glances: for who wants to be told of changes of programs that no event tells of.
+    """
+
+    def __init__(self, *, glances: bool = False) -> None:
         self._parts: dict[str, Any] = {}
+        self._takes_glances = glances
+        self._glances: dict[Direction, Glance] = {}
 
     def forget(self, kinds: Iterable[str]) -> None:
         """Read again what an event of these kinds is about; everything for a kind that is not known."""
@@ -130,6 +138,8 @@ class Sight:
             question, actual = self._parts["ingress"]
             filtered = actual.filtered - {ifname}
             self._parts["ingress"] = (question, dataclasses.replace(actual, filtered=filtered))
+        if seen := self._glances.get(Direction.INGRESS):
+            self._glances[Direction.INGRESS] = seen.moved(ifname)
 
     def table(self) -> _FoundTable:
         return self._read("table", lambda: nft.list_table(TABLE_FAMILY, TABLE_NAME))
@@ -174,10 +184,38 @@ class Sight:
         return values
 
     def ingress(self, desired: IngressProgram) -> ActualIngress:
-        return self._read_for("ingress", desired, lambda: ingress.observe(desired, self._devices().indexes))
+        def read() -> ActualIngress:
+            indexes = self._glance(desired.attachments, Direction.INGRESS)
+            return ingress.observe(desired, indexes)
+
+        return self._read_for("ingress", desired, read)
 
     def steering(self, desired: SteeringProgram) -> ActualSteering:
-        return self._read_for("steering", desired, lambda: steering.observe(desired, self._devices().indexes))
+        def read() -> ActualSteering:
+            indexes = self._glance(desired.attachments, Direction.EGRESS)
+            return steering.observe(desired, indexes)
+
+        return self._read_for("steering", desired, read)
+
+    def _glance(self, ifnames: Sequence[str], direction: Direction) -> dict[str, int]:
+        """Before the programs there are read: a change meanwhile is one since the glance. Returns all ifindexes."""
+        indexes = self._devices().indexes
+        if self._takes_glances:
+            self._glances[direction] = glance(
+                [indexes[name] for name in ifnames if name in indexes], direction
+            )
+        return indexes
+
+    def is_as_glanced(self) -> bool:
+        """Whether nobody has attached or detached a program since they were read last; a change is told once.
+
+        Raises:
+            KernelError: the kernel cannot be asked.
+        """
+        if all(seen.holds() for seen in self._glances.values()):
+            return True
+        self._glances.clear()
+        return False
 
     def default_devices(self) -> dict[int, tuple[str, ...]]:
         return self._read("defaults", default_devices)

@@ -108,11 +108,6 @@ def trim(desired: SteeringProgram, *, clsact: frozenset[str]) -> None:
             kept.write_tables(resolve_steering(desired, state.ifindexes))
 
 
-def glance(desired: SteeringProgram) -> tuple[tuple[int, ...], ...]:
-    """What runs at our devices, as far as no event would tell of a change; the same value, the same programs."""
-    return attachments.running(desired.attachments, Direction.EGRESS)
-
-
 def read_counters() -> dict[int, Counter]:
     """Steered packets by slot, of what is attached now; empty where nothing is."""
     totals: dict[int, Counter] = {}

@@ -20,7 +20,6 @@ from datapath.controller import facts_in_force, id_facts
 from datapath.errors import CompileError, DatapathError, KernelError
 from datapath.facts import Facts
 from datapath.in_force import parse_in_force
-from datapath.kernel import ingress, steering
 from datapath.kernel.executor import Executor
 from datapath.kernel.held import HeldProgram, HeldSteering
 from datapath.kernel.observer import Sight, observe
@@ -105,8 +104,7 @@ class Healer:
         self._program = HeldProgram()
         self._steering = HeldSteering()
         self._program_may_differ = True
-        self._glance: tuple[tuple[int, ...], ...] = ()
-        self._sight = Sight()
+        self._sight = Sight(glances=True)
         self._unwritten: tuple[State, State] | None = None
         self._down: Down | None = None
         self._rerouted: frozenset[Route] = frozenset()
@@ -130,14 +128,12 @@ class Healer:
             self._program_may_differ = True
 
     def programs_changed(self) -> bool:
-        """Whether somebody attached or detached a program since the last call: for tcx no event tells that.
+        """Whether somebody attached or detached a program since they were read: for tcx no event tells that.
 
         Raises:
             DatapathError: the kernel cannot be asked.
         """
-        now = _glance(self._plan) if self._plan else ()
-        before, self._glance = self._glance, now
-        if self._glance == before:
+        if self._sight.is_as_glanced():
             return False
         self.forget(["tc"])
         return True
@@ -145,10 +141,6 @@ class Healer:
     def program_moved(self, ifname: str) -> None:
         """The daemon itself gave this device tcx instead of its filter: nobody has to look because of that."""
         self._sight.filter_left(ifname)
-        now = ingress.glance_at(ifname)
-        place = next((number for number, found in enumerate(self._glance) if found[0] == now[0]), None)
-        if place is not None:
-            self._glance = (*self._glance[:place], now, *self._glance[place + 1 :])
 
     def set_down(self, down: Down) -> None:
         """These gateways, by network, are down from now on; the next look makes it so."""
@@ -333,10 +325,6 @@ def _done(state: State, plan: Plan, record: Record) -> State:
     if not plan.mark_changes:
         return dataclasses.replace(state, record=record)
     return dataclasses.replace(state, record=record, ids=id_facts(plan.ids), fwmark_mask=plan.fwmark_mask)
-
-
-def _glance(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    return ingress.glance(plan.attached) + steering.glance(plan.steering)
 
 
 def _waiting(networks: tuple[Network, ...], plan: Plan, actual: Actual) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from datapath.service.memory import settle
 from datapath.service.mover import Mover
 from datapath.service.policy_files import PolicyFiles
 from datapath.service.reload import UNDO_GRACE_S, Reloader
-from datapath.service.timers import Timers
+from datapath.service.timers import Action, Timers, interval_s
 from datapath.state import DAEMON_LOCK, State, StateDirectory
 
 #: Events come in bursts: wait until it is quiet for a moment, but no longer than the second of these.
@@ -49,6 +49,10 @@ RESYNC_S = 300.0
 SYSCTL_POLL_S = 120.0
 #: No event tells of a tcx program that somebody detaches; asking costs microseconds a device.
 PROGRAMS_POLL_S = 10.0
+#: What looking without an event may take of a processor; together no more than 0.2 %.
+RESYNC_SHARE = 0.001
+SYSCTL_POLL_SHARE = 0.0005
+PROGRAMS_POLL_SHARE = 0.0005
 #: After a repair.
 CONFIRM_S = 1.0
 #: After a look, which keeps the state: to collect garbage among thousands of networks takes a while.
@@ -241,22 +245,32 @@ class Service:
 
     def _resync(self) -> None:
         """Believe nothing that was read before, and take what was said before for no news."""
-        self._timers.set(self._resync, time.monotonic() + RESYNC_S)
-        self._listen()
-        self._healer.forget("*")
-        self._look()
-        # Listing our table as JSON takes ten megabytes for a moment.
-        self._settle()
+        with self._repeated(self._resync, RESYNC_S, RESYNC_SHARE):
+            self._listen()
+            self._healer.forget("*")
+            self._look()
+            # Listing our table as JSON takes ten megabytes for a moment.
+            self._settle()
 
     def _poll_sysctls(self) -> None:
-        self._timers.set(self._poll_sysctls, time.monotonic() + SYSCTL_POLL_S)
-        self._healer.forget(["sysctl"])
-        self._look()
+        with self._repeated(self._poll_sysctls, SYSCTL_POLL_S, SYSCTL_POLL_SHARE):
+            self._healer.forget(["sysctl"])
+            self._look()
+
+    @contextlib.contextmanager
+    def _repeated(self, action: Action, period_s: float, share: float) -> Iterator[None]:
+        """Do it again after the period, or later where there is much to look at."""
+        began_s = time.process_time()
+        try:
+            yield
+        finally:
+            took_s = time.process_time() - began_s
+            self._timers.set(action, time.monotonic() + interval_s(period_s, took_s, share))
 
     def _poll_programs(self) -> None:
-        self._timers.set(self._poll_programs, time.monotonic() + PROGRAMS_POLL_S)
         try:
-            changed = self._healer.programs_changed()
+            with self._repeated(self._poll_programs, PROGRAMS_POLL_S, PROGRAMS_POLL_SHARE):
+                changed = self._healer.programs_changed()
         except DatapathError as error:
             self._log.error("reconcile_failed", error=str(error), hint=error.hint)
             return

@@ -6,6 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Action = Callable[[], None]
+#: However dear something is, it is repeated after so many of its periods.
+_RARER_MAX = 10
+
+
+def interval_s(period_s: float, took_s: float, share: float) -> float:
+    """When to do something again: after a period, but so rarely that it takes no more than a share of a processor."""
+    return min(max(period_s, took_s / share), _RARER_MAX * period_s)
 
 
 class Timers:

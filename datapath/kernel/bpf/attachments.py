@@ -98,6 +98,15 @@ def _name(program_id: int) -> str:
         return ""
 
 
+def is_ours(program_id: int, direction: Direction) -> bool:
+    """Whether it is a program of ours for this direction; False where it has gone meanwhile.
+
+    Raises:
+        KernelError: bpf(2) refused, for want of CAP_SYS_ADMIN, too.
+    """
+    return _name(program_id) == PROGRAM_NAMES[direction]
+
+
 def may_be_attached(direction: Direction) -> bool:
     """Whether a program of ours for this direction is loaded at all, in whatever namespace: else none is attached.
 
@@ -108,21 +117,11 @@ def may_be_attached(direction: Direction) -> bool:
         KernelError: bpf(2) refused for another reason.
     """
     try:
-        return any(_name(number) == PROGRAM_NAMES[direction] for number in libbpf.program_ids())
+        return any(is_ours(number, direction) for number in libbpf.program_ids())
     except KernelError as error:
         if error.errno != errno.EPERM:
             raise
         return True
-
-
-def running(ifnames: Sequence[str], direction: Direction) -> tuple[tuple[int, ...], ...]:
-    """What runs at these devices, as far as no event would tell of a change; the same value, the same programs."""
-    if not tcx.is_supported():
-        return ()
-    indexes = tc.indexes_of(ifnames)
-    numbers = [indexes[name] for name in ifnames]
-    found = tcx.chains(numbers, direction)
-    return tuple((number, *chain) for number, chain in zip(numbers, found, strict=True))
 
 
 def observe_attachments(direction: Direction, ifindexes: Mapping[str, int] | None = None) -> Attachments:
