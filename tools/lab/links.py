@@ -6,7 +6,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from datapath.kernel.netlink import Netlink, attributes, text
+from datapath.kernel.netlink import Netlink
+from datapath.kernel.netlink_messages import attributes, text
 
 _GETLINK, _GETADDR = 18, 22
 _IFINFO: Final = struct.Struct("=BxHiI4x")
