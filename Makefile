@@ -46,7 +46,7 @@ test: setup ## run the whole test suite, linters included (root: most tests use 
 	$(PYTHON) -m pytest -q --numprocesses 3 --dist worksteal $(PYTEST_ARGS)
 
 test-full: export DATAPATH_TEST_FULL := 1
-test-full: test ## the same without samples: what tests/sampling.py leaves out for the sake of time, too
+test-full: test test-vm ## both without samples: what tests/sampling.py leaves out for the sake of time, too
 
 test-vm: .stamps/setup-vm ## run the tests marked `vm` on Debian's 6.1 and 6.12 kernels, emulated
 	$(PYTHON) -m tools.vm $(VM_ARGS)

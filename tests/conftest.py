@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from datapath.kernel.bpf import objects
 from tests.kernel_features import PROBES, SKIP_REASON_PREFIX, kernel_has
-from tests.sampling import FULL
+from tests.sampling import FULL, is_for_another_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -57,8 +57,8 @@ def pytest_ignore_collect(collection_path: os.PathLike[str], config: Config) -> 
     return True if os.fspath(collection_path) == os.fspath(vm_tests) and not _IN_VM else None
 
 
-def pytest_collection_modifyitems(items: list[Item]) -> None:
-    """Refuse a feature that nobody can probe, before any test runs."""
+def pytest_collection_modifyitems(config: Config, items: list[Item]) -> None:
+    """Refuse a feature that nobody can probe, before any test runs; leave to another kernel what is for that one."""
     for item in items:
         for feature in _features(item):
             if feature not in PROBES:
@@ -66,6 +66,9 @@ def pytest_collection_modifyitems(items: list[Item]) -> None:
                     f"{item.nodeid}: no probe for kernel feature {feature!r} in tests/kernel_features.py"
                 )
                 raise pytest.UsageError(message)
+    if elsewhere := [item for item in items if is_for_another_kernel(item)]:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
 
 
 def pytest_runtest_setup(item: Item) -> None:

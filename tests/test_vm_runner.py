@@ -102,6 +102,41 @@ def test_the_machine_reads_only_files_with_marked_tests() -> None:
     assert "tests/test_vm_runner.py" not in files
 
 
+def _collected(environment: dict[str, str]) -> set[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-m",
+        "vm",
+        "-p",
+        "no:cacheprovider",
+        "tests/vm",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=boot.REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {line for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_what_one_kernel_leaves_out_another_one_runs() -> None:
+    older, newer = (
+        _collected({"DATAPATH_VM_KERNEL": release, "DATAPATH_TEST_FULL": ""})
+        for release in ("6.1.0-56-amd64", "6.12.117+deb12-amd64")
+    )
+    assert older - newer
+    assert newer - older
+    for release in ("6.1.0-56-amd64", "to be booted"):
+        assert _collected({"DATAPATH_VM_KERNEL": release, "DATAPATH_TEST_FULL": "1"}) == older | newer
+
+
 def _program(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 

@@ -179,10 +179,12 @@ def _second_gateway(lab: Lab) -> Iterator[str]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.one_kernel("6.12")
 @pytest.mark.kernel_feature("macvlan")
 def test_a_daemon_heals_all_of_it_at_once_and_egress_leaves_by_a_gateway_that_lives(
     case: Case, tmp_path: Path
 ) -> None:
+    """Left out on 6.1: the same healer heals there without a daemon around it (tests/vm/test_random_vm.py)."""
     lab, node = case.lab, LabNode(case, tmp_path)
     first = lab.networks[0]
     one, two = (f'"{first.gateway.v4 + n}", "{first.gateway.v6 + n}"' for n in (0, 1))

@@ -2,6 +2,9 @@
 """A random sequence with VRFs: policies, sets, gateways and what others break; it ends as a fresh apply does.
 
 What needs no VRF is drawn by `tests/netns/test_random_policies.py`, many times as much of it.
+
+Left out on 6.12: each kind of change is there in the other files; this one looks for orders that nobody thought of, and
+what they do wrong is the reconciler's, whose steps are the same for both.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from tools.lab.netns import Namespace, new_prefix, remove
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.root,
+    pytest.mark.one_kernel("6.1"),
     *(pytest.mark.kernel_feature(name) for name in ("dummy", "vrf")),
 ]
 

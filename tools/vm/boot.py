@@ -33,6 +33,8 @@ _POLL_S: Final = 0.2
 #: Of the kernel. 6.1 takes the HPET for its clock where processors are several, and each look at that one leaves the
 #: emulated code; defences against a processor's speculation are costly there, and nothing speculates.
 _PARAMETERS: Final = ("tsc=reliable", "mitigations=off")
+#: Says that nothing is left out (tests/sampling.py).
+_FULL: Final = "DATAPATH_TEST_FULL"
 #: Kept back of the time limit for power on, imports and the report.
 _BOOT_S: Final = 50.0
 
@@ -96,7 +98,19 @@ def _vng_command(
 ) -> list[str]:
     # pytest stops by itself in time to say what failed; pulling the plug would lose that.
     in_time = f"--session-timeout={max(1, round(timeout_s - _BOOT_S))}"
-    guest = [sys.executable, "-m", "tools.vm.guest", str(shared), image.release, in_time, *pytest_options]
+    # The machine has an environment of its own.
+    sampling = [f"{_FULL}={os.environ[_FULL]}"] if _FULL in os.environ else []
+    guest = [
+        "env",
+        *sampling,
+        sys.executable,
+        "-m",
+        "tools.vm.guest",
+        str(shared),
+        image.release,
+        in_time,
+        *pytest_options,
+    ]
     return [
         str(Path(sys.executable).parent / "vng"),
         "--run",

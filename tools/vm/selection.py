@@ -26,8 +26,9 @@ def marked_files() -> list[str]:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "vm", "-p", "no:cacheprovider"],
         cwd=REPOSITORY,
-        # tests/vm is collected only when this is set (tests/conftest.py).
-        env={**os.environ, "DATAPATH_VM_KERNEL": "to be booted"},
+        # tests/vm is collected only when the first is set (tests/conftest.py), and what is for one kernel only with
+        # the second (tests/sampling.py).
+        env={**os.environ, "DATAPATH_VM_KERNEL": "to be booted", "DATAPATH_TEST_FULL": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
