@@ -8,7 +8,7 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datapath.compiler import compile_policy
+from datapath.compiler import Compiler, compile_policy
 from datapath.errors import (
     CompileError,
     ConflictError,
@@ -88,6 +88,7 @@ class Controller:
         directory: of this namespace.
         wait_for_devices: serve the other networks while a device is missing or down, instead of refusing.
         sight: what is known of the kernel at this moment, for who hears of changes; default: look afresh each time.
+        compiler: for who compiles elsewhere, too.
     """
 
     def __init__(
@@ -96,10 +97,12 @@ class Controller:
         *,
         wait_for_devices: bool = False,
         sight: Callable[[], Sight] = Sight,
+        compiler: Compiler | None = None,
     ) -> None:
         self._directory = directory
         self._wait_for_devices = wait_for_devices
         self._sight = sight
+        self._compiler = compiler or Compiler()
         self._log = get_logger()
 
     def facts(self) -> Facts:
@@ -227,7 +230,7 @@ class Controller:
             return self._preflight(loaded, refused, state, sight)
 
     def _preflight(self, loaded: LoadedPolicy, facts: Facts, state: State, sight: Sight) -> _Prepared:
-        plan = compile_located(loaded, facts, refuse=not self._wait_for_devices)
+        plan = compile_located(loaded, facts, refuse=not self._wait_for_devices, compiled=self._compiler.plan)
         actual = observe(plan, state, sight)
         carried = carried_plan(plan, actual.links) if self._wait_for_devices else plan
         _refuse_conflicts(actual, carried, state.record)
@@ -337,19 +340,26 @@ def facts_in_force(state: State, sight: Sight | None = None) -> Facts:
     return observe_facts(state, sight).model_copy(update={"ebpf_refused": state.ebpf_refused})
 
 
-def compile_located(loaded: LoadedPolicy, facts: Facts, *, refuse: bool = True) -> Plan:
+def compile_located(
+    loaded: LoadedPolicy,
+    facts: Facts,
+    *,
+    refuse: bool = True,
+    compiled: Callable[[Policy, Facts], Plan] = compile_policy,
+) -> Plan:
     """Compile; problems that only this host makes get their positions in the file.
 
     Args:
         loaded: the policy.
         facts: of the host.
         refuse: what the host cannot serve as it is now is a problem; else it is only left out.
+        compiled: who does it.
 
     Raises:
         PolicyError: the policy cannot hold on this host.
     """
     try:
-        plan = compile_policy(loaded.policy, facts)
+        plan = compiled(loaded.policy, facts)
     except CompileError as error:
         raise loaded.source.error(error.problems) from error
     if refuse and plan.refusals:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from operator import attrgetter
+
 from datapath.compiler.acceleration import acceleration_notes, find_refused
 from datapath.compiler.backend import choose_backend
-from datapath.compiler.context import Context, NetworkContext, treat
+from datapath.compiler.context import Context, NetworkContext, Treatment, treat
 from datapath.compiler.egress import (
     egress_notes,
     resolve_egress,
@@ -18,6 +21,7 @@ from datapath.compiler.gateways import emit_checks
 from datapath.compiler.host import emit_links, emit_rp_filter_exempt, emit_sysctls
 from datapath.compiler.ids import allocate
 from datapath.compiler.ingress import emit_ingress
+from datapath.compiler.kept import Kept
 from datapath.compiler.notes import emit_notes
 from datapath.compiler.routes import emit_routes, external_tables
 from datapath.compiler.rules import choose_bank, emit_rules
@@ -27,27 +31,36 @@ from datapath.compiler.vrf import emit_slaves, emit_vrfs, vrf_notes
 from datapath.facts import Facts
 from datapath.plan.egress import egress_name
 from datapath.plan.model import NetworkIds, Plan
-from datapath.policy import Policy
+from datapath.plan.rtnl import Family
+from datapath.policy import Network, Policy
 
-__all__ = ["compile_policy", "with_members"]
+__all__ = ["Compiler", "compile_policy", "with_members"]
+
+_NAME = attrgetter("name")
 
 
-class _Last:
-    """The plan that was made last: a daemon asks for the same one again and again."""
+class Compiler:
+    """Compiles again and again, as a daemon does: what is as it was for the plan before is taken over from that."""
 
     def __init__(self) -> None:
-        self._made: tuple[Policy, Facts, Plan] | None = None
+        self._kept = Kept()
+        self._made: tuple[Context, Plan] | None = None
 
     def plan(self, policy: Policy, facts: Facts) -> Plan:
+        """As `compile_policy`, with an equal plan.
+
+        Raises:
+            CompileError: as that.
+        """
+        before = self._made[0] if self._made else None
         # The very same policy: equal ones may differ in what was said aloud, which is not compared.
-        if self._made is None or self._made[0] is not policy or self._made[1] != facts:
-            # Let go before a new one is made, so that there are never two.
+        if self._made is None or before is None or before.policy is not policy or before.facts != facts:
+            # One that fails half way has changed what is kept, and leaves nothing to compare with.
             self._made = None
-            self._made = (policy, facts, _compile(policy, facts))
-        return self._made[2]
-
-
-_last = _Last()
+            self._kept.begin()
+            context = _context(policy, facts, before, self._kept)
+            self._made = context, _compile(context)
+        return self._made[1]
 
 
 def compile_policy(policy: Policy, facts: Facts) -> Plan:
@@ -56,25 +69,61 @@ def compile_policy(policy: Policy, facts: Facts) -> Plan:
     Raises:
         CompileError: the policy cannot hold on this host; all problems at once.
     """
-    return _last.plan(policy, facts)
+    return _compile(_context(policy, facts))
 
 
-def _compile(policy: Policy, facts: Facts) -> Plan:
+def _context(
+    policy: Policy, facts: Facts, before: Context | None = None, kept: Kept | None = None
+) -> Context:
+    """The policy on this host, compared with what was compiled before."""
     links = {link.name: link for link in facts.links}
-    treatments = [
-        treat(network, links.get(network.device), policy.steering_of(network)) for network in policy.networks
-    ]
+    same_links: frozenset[str] = frozenset()
+    known: dict[str, NetworkContext] = {}
+    if before is not None:
+        same_links = frozenset(link.name for link in before.facts.links if links.get(link.name) == link)
+        known = {
+            network.name: network
+            for network in before.networks
+            if (network.link is None) is (network.device not in links)
+            and (network.link is None or network.device in same_links)
+        }
+
+    def treated(network: Network) -> Mapping[Family, Treatment]:
+        earlier, steering = known.get(network.name), policy.steering_of(network)
+        if earlier is None or earlier.network is not network or before is None:
+            known.pop(network.name, None)
+        elif before.policy.steering_of(network) is steering:
+            return earlier.treatments
+        return treat(network, links.get(network.device), steering)
+
+    treatments = [treated(network) for network in policy.networks]
     ids = allocate(policy, facts, treatments)
-    context = Context(
+    networks = tuple(
+        NetworkContext(network, position, links.get(network.device), by_family, ids[network.name])
+        for position, (network, by_family) in enumerate(zip(policy.networks, treatments, strict=True))
+    )
+    down, down_before = facts.gateways_down, before.facts.gateways_down if before else {}
+    return Context(
         policy,
         facts,
         policy.marks.effective_mask,
-        tuple(
-            NetworkContext(network, position, links.get(network.device), treated, ids[network.name])
-            for position, (network, treated) in enumerate(zip(policy.networks, treatments, strict=True))
-        ),
+        networks,
+        tuple(ids.values()),
         {entry.network: ids[egress_name(entry.network)].fwmark for entry in policy.egress},
+        kept or Kept(),
+        frozenset(
+            network.name
+            for network in networks
+            if (earlier := known.get(network.name)) is not None
+            and earlier.ids == network.ids
+            and earlier.treatments == network.treatments
+            and down.get(network.name) == down_before.get(network.name)
+        ),
+        same_links,
     )
+
+
+def _compile(context: Context) -> Plan:
     entries = resolve_egress(context)
     rule_bank = choose_bank(context)
     program = emit_ingress(context, source_addresses(entries))
@@ -83,7 +132,7 @@ def _compile(policy: Policy, facts: Facts) -> Plan:
     refusals = find_refusals(context)
     return Plan(
         fwmark_mask=context.mask,
-        ids=tuple(sorted(i for i in ids.values() if i != NetworkIds(i.name))),
+        ids=tuple(sorted((item for item in context.ids if item != NetworkIds(item.name)), key=_NAME)),
         vrfs=emit_vrfs(context),
         links=emit_links(context),
         slaves=emit_slaves(context),

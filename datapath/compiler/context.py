@@ -10,8 +10,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
+from types import MappingProxyType
 
+from datapath.compiler.kept import Kept
 from datapath.facts import Facts, LinkFacts
 from datapath.plan.ingress import IngressPoint, IpNetwork
 from datapath.plan.model import NetworkIds
@@ -38,7 +40,7 @@ STEERED = ROUTED | {Treatment.DIRECT}
 _FAMILIES = tuple(Family)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NetworkContext:
     """One network of the policy with what follows from the facts.
 
@@ -89,7 +91,7 @@ class NetworkContext:
     def is_direct(self) -> bool:
         return Treatment.DIRECT in self.treatments.values()
 
-    @cached_property
+    @property
     def is_steered(self) -> bool:
         return not STEERED.isdisjoint(self.treatments.values())
 
@@ -107,17 +109,30 @@ class Context:
     """The whole input of the compiler.
 
     Attributes:
+        ids: of networks, and of the connections that leave by one.
         egress_marks: of the connections that leave by a network, by its name.
+        kept: of the compile before.
+        unchanged: names of networks of which everything is as it was then, their place in the policy left aside.
+        unchanged_links: names of devices whose facts are as they were then.
     """
 
     policy: Policy
     facts: Facts
     mask: int
     networks: tuple[NetworkContext, ...]
+    ids: tuple[NetworkIds, ...] = ()
     egress_marks: Mapping[str, int] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
+    unchanged: frozenset[str] = frozenset()
+    unchanged_links: frozenset[str] = frozenset()
+
+    @property
+    def named(self) -> Iterator[tuple[str, NetworkContext]]:
+        """The networks by name, as `kept` takes them."""
+        return ((network.name, network) for network in self.networks)
 
 
-def treat(network: Network, link: LinkFacts | None, steering: Steering) -> dict[Family, Treatment]:
+def treat(network: Network, link: LinkFacts | None, steering: Steering) -> Mapping[Family, Treatment]:
     """The treatment of each family in which the network has VIPs."""
     treatments: dict[Family, Treatment] = {}
     for family in _FAMILIES:
@@ -133,7 +148,13 @@ def treat(network: Network, link: LinkFacts | None, steering: Steering) -> dict[
             treatments[family] = Treatment.NOTHING
         else:
             treatments[family] = Treatment.ON_LINK
-    return treatments
+    return _one_of(tuple(treatments.items()))
+
+
+@cache
+def _one_of(treatments: tuple[tuple[Family, Treatment], ...]) -> Mapping[Family, Treatment]:
+    """There are a dozen, and thousands of networks."""
+    return MappingProxyType(dict(treatments))
 
 
 def on_own_subnet(prefix: IpNetwork, link: LinkFacts | None) -> IpNetwork | None:

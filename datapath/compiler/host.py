@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from datapath.compiler.context import Context, NetworkContext
 from datapath.compiler.vrf import emit_vrf_sysctls
 from datapath.compiler.zones import zone_sysctls
@@ -39,15 +41,17 @@ def emit_links(context: Context) -> tuple[VlanLink, ...]:
 
 def emit_sysctls(context: Context) -> tuple[Sysctl, ...]:
     """Settings of our own devices. `rp_filter` is not among them: see `rp_filter_exempt`."""
-    settings: set[Sysctl] = set()
-    for network in context.networks:
-        values = STRICT_ARP if network.network.strict_arp else {}
-        if _is_exempt(network):
-            values = values | NO_SOURCE_LOOKUP
-        settings |= {
-            Sysctl(f"net/ipv4/conf/{network.device}/{name}", value) for name, value in values.items()
-        }
-    return tuple(sorted(settings.union(zone_sysctls(context), emit_vrf_sysctls(context))))
+    parts = context.kept.sysctls.emit(context.named, context.unchanged, _network_sysctls)
+    others = (*zone_sysctls(context), *emit_vrf_sysctls(context))
+    return context.kept.all_sysctls.merge((*parts.values(), others))
+
+
+def _network_sysctls(network: NetworkContext) -> Iterator[Sysctl]:
+    values = STRICT_ARP if network.network.strict_arp else {}
+    if _is_exempt(network):
+        values = values | NO_SOURCE_LOOKUP
+    for name, value in values.items():
+        yield Sysctl(f"net/ipv4/conf/{network.device}/{name}", value)
 
 
 def emit_rp_filter_exempt(context: Context) -> tuple[str, ...]:

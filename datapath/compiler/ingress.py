@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 from datapath.compiler.context import STEERED, Context, NetworkContext
 from datapath.compiler.routes import DEFAULT
-from datapath.facts import Facts
+from datapath.facts import LinkFacts
 from datapath.plan.ingress import (
     IngressNetwork,
     IngressProgram,
@@ -35,11 +35,15 @@ def emit_ingress(context: Context, sent_from: Mapping[str, tuple[IpNetwork, ...]
         sent_from: by network, the addresses of connections that leave by it: their replies are checked as what
             comes to a VIP is.
     """
-    seen = [network for network in context.networks if network.ids.slot]
-    unsorted = [_network(network, sent_from.get(network.name, ())) for network in seen]
-    networks = tuple(sorted(unsorted, key=lambda network: network.slot))
+    parts = context.kept.ingress.emit(
+        ((name, network) for name, network in context.named if network.ids.slot),
+        context.unchanged,
+        lambda network: (_network(network, sent_from.get(network.name, ())),),
+        scope=sent_from,
+    )
+    networks = tuple(sorted((network for (network,) in parts.values()), key=lambda network: network.slot))
     checked = any(network.is_checked for network in networks)
-    common = tuple(_common_sources(context, sent_from)) if checked else ()
+    common = _common_sources(context, sent_from) if checked else ()
     return IngressProgram(context.mask, networks, common)
 
 
@@ -80,22 +84,29 @@ def _vip_check(network: NetworkContext) -> VipCheck:
     return wish if STEERED.issuperset(network.treatments.values()) else VipCheck.STRICT
 
 
-def _common_sources(context: Context, sent_from: Mapping[str, tuple[IpNetwork, ...]]) -> Iterator[SourceRule]:
-    """Never a valid source on any network, unless the network itself says otherwise."""
-    own = set(_own_addresses(context.facts))
-    vips = {prefix for network in context.networks for prefix in network.network.vip_prefixes}
-    named: dict[IpNetwork, str] = {}
-    groups: tuple[tuple[str, Iterable[IpNetwork]], ...] = (
-        ("node.internal", context.policy.node.internal),
-        ("the node's own addresses", own),
-        ("networks[*].vips", vips),
-        ("egress[*].source_ip", _besides(vips, sent_from)),
+def _common_sources(
+    context: Context, sent_from: Mapping[str, tuple[IpNetwork, ...]]
+) -> tuple[SourceRule, ...]:
+    """Never a valid source on any network, unless the network itself says otherwise. The first of equal prefixes."""
+    own = context.kept.own_addresses.emit(
+        ((link.name, link) for link in context.facts.links),
+        context.unchanged_links,
+        lambda link: _denied(_own_addresses(link), "the node's own addresses"),
     )
-    for origin, prefixes in groups:
-        for prefix in prefixes:
-            named.setdefault(prefix, origin)
-    for prefix in sorted(named, key=prefix_order):
-        yield SourceRule(prefix, SourceAction.DENY, named[prefix])
+    vips = context.kept.vips.emit(
+        context.named,
+        context.unchanged,
+        lambda network: _denied(network.network.vip_prefixes, "networks[*].vips"),
+    )
+    internal = _denied(context.policy.node.internal, "node.internal")
+    served = (prefix for network in context.networks for prefix in network.network.vip_prefixes)
+    others = _denied(_besides(served, sent_from), "egress[*].source_ip")
+    return context.kept.all_sources.merge((tuple(internal), *own.values(), *vips.values(), tuple(others)))
+
+
+def _denied(prefixes: Iterable[IpNetwork], origin: str) -> Iterator[SourceRule]:
+    for prefix in prefixes:
+        yield SourceRule(prefix, SourceAction.DENY, origin)
 
 
 def _besides(
@@ -111,16 +122,15 @@ def _besides(
                 yield address
 
 
-def _own_addresses(facts: Facts) -> Iterator[IpNetwork]:
+def _own_addresses(link: LinkFacts) -> Iterator[IpNetwork]:
     """What a packet from outside can never carry, and what the kernel itself no longer refuses with `accept_local`."""
-    for link in facts.links:
-        for address in link.addresses:
-            # Denied or passed as a whole, whoever has them. IPv4 link-local ones are addresses like any other.
-            if address.ip.is_loopback or (address.version == 6 and address.ip.is_link_local):
-                continue
-            yield ip_network(address.ip)
-            if address.version == 4 and address.network.prefixlen <= _LAST_WITH_BROADCAST:
-                yield ip_network(address.network.broadcast_address)
+    for address in link.addresses:
+        # Denied or passed as a whole, whoever has them. IPv4 link-local ones are addresses like any other.
+        if address.ip.is_loopback or (address.version == 6 and address.ip.is_link_local):
+            continue
+        yield ip_network(address.ip)
+        if address.version == 4 and address.network.prefixlen <= _LAST_WITH_BROADCAST:
+            yield ip_network(address.network.broadcast_address)
 
 
 def _own_sources(network: NetworkContext) -> Iterator[SourceRule]:

@@ -8,7 +8,7 @@ its VLAN once DNAT has changed its destination. A reply gets it back before it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datapath.compiler.acceleration import NO_ACCELERATION, Acceleration
@@ -89,7 +89,7 @@ def emit_table(
         return None
     marked = [network for network in remembered if network.is_marked]
     chains = [_about_chain(context, rule_bank), *classification.chains, *acceleration.chains]
-    maps: list[NftMap] = [_ids_set(remembered, context.egress_marks, moving), *classification.maps]
+    maps: list[NftMap] = [_ids_set(context, remembered, moving), *classification.maps]
     maps += acceleration.maps
     if marked:
         followers = [network for network in marked if network.network.track is Track.LAST]
@@ -115,18 +115,21 @@ def _about_chain(context: Context, rule_bank: int) -> NftChain:
     return NftChain(IDS, (header,))
 
 
-def _ids_set(
-    networks: list[NetworkContext], egress_marks: Mapping[str, int], moving: tuple[ZoneChange, ...]
-) -> NftMap:
+def _ids_set(context: Context, networks: list[NetworkContext], moving: tuple[ZoneChange, ...]) -> NftMap:
     """Elements, not rules: one more network is one more element, and thousands are listed in some milliseconds."""
     old = {change.name: change.old for change in moving}
-    elements = [(f"{n.ids.slot:#010x}", ids_comment(n.ids, old.get(n.name, n.ids.zone))) for n in networks]
-    for number, (name, fwmark) in enumerate(sorted(egress_marks.items())):
-        # Not the mark itself: a low one could be the slot of a network.
-        elements.append(
-            (f"{_EGRESS_KEYS + number:#010x}", ids_comment(NetworkIds(egress_name(name), fwmark)))
-        )
-    return NftMap(IDS, "mark", "", tuple(sorted(elements)))
+    parts = context.kept.ids.emit(
+        ((network.name, network) for network in networks),
+        context.unchanged,
+        lambda n: ((f"{n.ids.slot:#010x}", ids_comment(n.ids, old.get(n.name, n.ids.zone))),),
+        scope=old,
+    )
+    # Not the mark itself: a low one could be the slot of a network.
+    others = tuple(
+        (f"{_EGRESS_KEYS + number:#010x}", ids_comment(NetworkIds(egress_name(name), fwmark)))
+        for number, (name, fwmark) in enumerate(sorted(context.egress_marks.items()))
+    )
+    return NftMap(IDS, "mark", "", context.kept.all_ids.merge((*parts.values(), others)))
 
 
 def _hook_chains(mask: int, *, follow: bool) -> list[NftChain]:

@@ -28,12 +28,13 @@ LINK_LOCAL = IPv6Network("fe80::/64")
 
 def emit_routes(context: Context) -> tuple[Route, ...]:
     """All routes, sorted."""
-    routes = sorted(
-        (route for network in context.networks for route in _network_routes(context, network)),
-        key=Route.sort_key,
+    parts = context.kept.routes.emit(
+        context.named,
+        context.unchanged,
+        lambda network: _network_routes(context, network),
+        scope=context.facts.ipv6,
     )
-    # Equal ones are neighbours now; a set of thousands would spend more on the hashes of their addresses.
-    return tuple(route for before, route in zip([None, *routes], routes, strict=False) if route != before)
+    return context.kept.all_routes.merge(tuple(parts.values()))
 
 
 def external_tables(context: Context) -> tuple[int, ...]:

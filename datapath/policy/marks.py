@@ -87,6 +87,11 @@ def capacity(mask: int) -> int:
     return int((1 << mask.bit_count()) - 1)
 
 
+def _shift(mask: int) -> int:
+    """Of its lowest bit: masks without gaps, which is most, need no more."""
+    return max((mask & -mask).bit_length() - 1, 0)
+
+
 def deposit(index: int, mask: int) -> int:
     """Spread the low bits of ``index`` over the set bits of ``mask``, lowest first (x86 ``pdep``).
 
@@ -99,6 +104,9 @@ def deposit(index: int, mask: int) -> int:
     """
     if not 0 <= index <= capacity(mask):
         raise ValueError(f"index {index} does not fit into mask {mask:#x}")
+    shift = _shift(mask)
+    if mask >> shift == capacity(mask):
+        return index << shift
     mark = 0
     while index:
         lowest = mask & -mask
@@ -114,6 +122,9 @@ def extract(mark: int, mask: int) -> int:
 
     The inverse of `deposit`; bits outside the mask are ignored.
     """
+    shift = _shift(mask)
+    if mask >> shift == capacity(mask):
+        return (mark & mask) >> shift
     index = 0
     position = 0
     while mask:

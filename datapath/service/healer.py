@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from datapath.compiler import compile_policy, with_members
+from datapath.compiler import Compiler, with_members
 from datapath.compiler.gateways import rerouted
 from datapath.controller import facts_in_force, id_facts
 from datapath.errors import CompileError, DatapathError, KernelError
@@ -94,8 +94,9 @@ class Look:
 class Healer:
     """Compares and repairs. Keeps what is dear to compute: the parsed policy, its plan, the loaded program."""
 
-    def __init__(self, directory: StateDirectory) -> None:
+    def __init__(self, directory: StateDirectory, compiler: Compiler | None = None) -> None:
         self._directory = directory
+        self._compiler = compiler or Compiler()
         self._log = get_logger()
         self._text = ("", "")
         self._policy: Policy | None = None
@@ -201,7 +202,7 @@ class Healer:
         """Positions in the text are large and needed only for problems: they are not kept."""
         policy = self._policy or parse_in_force(state).policy
         try:
-            return compile_policy(policy, facts)
+            return self._compiler.plan(policy, facts)
         except CompileError as error:
             raise parse_in_force(state).source.error(error.problems) from error
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from datapath.compiler import Compiler
 from datapath.controller import Controller
 from datapath.errors import BusyError, DatapathError
 from datapath.kernel.guardian import seconds_left
@@ -71,9 +72,12 @@ class Service:
         self._stats = stats
         self._log = get_logger()
         self._notifier = Notifier()
-        self._healer = Healer(directory)
+        compiler = Compiler()
+        self._healer = Healer(directory, compiler)
         self._gateways = GatewayWatch()
-        self._controller = Controller(directory, wait_for_devices=True, sight=self._present_sight)
+        self._controller = Controller(
+            directory, wait_for_devices=True, sight=self._present_sight, compiler=compiler
+        )
         self._reloader = Reloader(directory, files, self._controller, stats)
         self._timers = Timers()
         self._mover = Mover(directory, self._timers, stats, self._healer.program_moved)

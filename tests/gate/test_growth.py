@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import pytest
 
-from datapath.compiler import compile_policy
+from datapath.compiler import Compiler, compile_policy
+from datapath.controller import id_facts
 from datapath.facts import Facts, LinkFacts
 from datapath.policy import parse_policy
 from datapath.reconcile.actual import Actual, ActualLink, Record
@@ -40,6 +41,8 @@ EGRESS: Final = (
     "- {{name: e{n}, network: n{n}, sources: [172.16.{n}.0/24, 'fd00:{n:x}::/64'],"
     " source_ip: [10.{n}.0.20, '2001:db8:{n:x}::20']}}"
 )
+#: Of the lines that a compile from nothing takes. What a chain for each network is made of is not taken over yet.
+SHARE_MAX: Final = {"nft": 0.7, "source": 0.7, "egress": 0.85}
 KINDS: Final = {
     "ebpf": ("backend: ebpf", NETWORK, "", ""),
     "nft": ("backend: nft", NETWORK, "", ""),
@@ -137,3 +140,21 @@ def test_comparing_with_an_empty_node(kind: str) -> None:
         return lambda: reconcile(node, plan, Record())
 
     assert_linear(prepare)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiling_one_network_more(kind: str) -> None:
+    """What the other networks were compiled to is taken over: of each one only its names are walked through."""
+    compiler = Compiler()
+    facts = facts_of(USED_TO, MANY)
+    before = compiler.plan(
+        parse_policy(text_of(kind, USED_TO, MANY - 1).encode(), "policy.yaml").policy, facts
+    )
+    policy = parse_policy(text_of(kind, USED_TO, MANY).encode(), "policy.yaml").policy
+    ids = id_facts(before.ids)
+    facts = facts.model_copy(
+        update={"ids": ids, "previous_ids": ids, "fwmark_mask": before.fwmark_mask, "rule_bank": 0}
+    )
+    anew = lines_of(lambda: compile_policy(policy, facts))
+    again = lines_of(lambda: compiler.plan(policy, facts))
+    assert again <= SHARE_MAX.get(kind, 0.4) * anew, f"{again} lines, {anew} without the plan before"

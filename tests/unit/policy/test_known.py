@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.compiler import compile_policy
+from datapath.compiler import Compiler
 from datapath.errors import PolicyError
 from datapath.facts import Facts, LinkFacts
 from datapath.policy import Policy, parse_policy
@@ -72,6 +72,7 @@ def test_problems_come_again_and_with_the_positions_of_the_new_file() -> None:
 
 
 def test_a_plan_is_of_its_policy_and_its_facts() -> None:
+    compile_policy = Compiler().plan
     here, there = (Facts(links=(LinkFacts(name="eth1", up=up),), forwarding={4: up}) for up in (True, False))
     plain, aloud = parsed(ONE.replace("    gateway: 192.0.1.1\n", "")), None
     first = compile_policy(plain, here)
