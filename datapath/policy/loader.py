@@ -97,6 +97,9 @@ def parse_policy(text: bytes, filename: str) -> LoadedPolicy:
         PolicyError: the policy cannot be used; it has all the problems.
     """
     decoded = _decode(text, filename)
+    digest = hashlib.sha256(text).digest()
+    if _KNOWN.checked is not None and _KNOWN.text == digest:
+        return LoadedPolicy(_KNOWN.checked, PolicySource(filename, decoded, lambda: read_yaml(decoded).place))
     try:
         document = read_yaml(decoded)
     except BrokenYamlError as broken:
@@ -111,6 +114,7 @@ def parse_policy(text: bytes, filename: str) -> LoadedPolicy:
     policy, problems = _validate(document)
     if policy is None or problems:
         raise source.error(problems)
+    _KNOWN.text = digest
     return LoadedPolicy(policy, source)
 
 
@@ -152,6 +156,7 @@ def _validate(document: Document) -> tuple[Policy | None, list[Problem]]:
             hint = "begin with `version: 1` and add `networks:`"
             problems.append(Problem((), f"a policy is a mapping, not {kind(data)}", hint))
         return None, problems
+    _KNOWN.text = b""
     try:
         policy = _KNOWN.policy(data)
     except ValidationError as error:
@@ -174,6 +179,7 @@ class _Known:
 
     Attributes:
         checked: the policy, if nothing was wrong with it.
+        text: digest of the text that said so: it need not be read as YAML again.
     """
 
     def __init__(self) -> None:
@@ -181,6 +187,7 @@ class _Known:
         self._data = b""
         self._policy: Policy | None = None
         self.checked: Policy | None = None
+        self.text = b""
 
     def policy(self, data: dict[str, Any]) -> Policy:
         """As `Policy.model_validate`.

@@ -6,12 +6,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from datapath.errors import PolicyError, PolicyPath, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 #: A terminal's width, and what a cut line keeps before the column of its problem.
 LINE_CELLS = 120
@@ -51,6 +52,9 @@ class Place:
     children: dict[str | int, Place] | None = None
 
 
+_NOWHERE = Place(START)
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedProblem(Problem):
     """A problem that has a position of its own, because nothing was built from that part of the file."""
@@ -84,11 +88,19 @@ def split_lines(text: str) -> list[str]:
 class PolicySource:
     """A policy file as text, with the positions of everything that was read from it."""
 
-    def __init__(self, filename: str, text: str, root: Place | None = None) -> None:
+    def __init__(self, filename: str, text: str, root: Place | Callable[[], Place] = _NOWHERE) -> None:
+        """Positions may come later: only problems need them."""
         self.filename = filename
         self.text = text
-        self._lines = split_lines(text)
-        self._root = root or Place(START)
+        self._positions = root
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return split_lines(self.text)
+
+    @cached_property
+    def _root(self) -> Place:
+        return self._positions if isinstance(self._positions, Place) else self._positions()
 
     def locate(self, path: PolicyPath, on_key: bool = False) -> Position:
         """Position of a value, or of its key.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from datapath.compiler import Compiler
-from datapath.errors import PolicyError
+from datapath.errors import PolicyError, Problem
 from datapath.facts import Facts, LinkFacts
 from datapath.policy import Policy, parse_policy
 from datapath.policy.yamlfile import read_yaml
@@ -69,6 +69,28 @@ def test_problems_come_again_and_with_the_positions_of_the_new_file() -> None:
         assert f"p.yaml:{lines + 7}:" in str(caught.value)
     # Wrong between the networks, and right again.
     assert parsed(ONE).networks[0].name == "a"
+
+
+def test_a_text_that_is_known_tells_where_things_are() -> None:
+    text = f"version: 1\nnetworks:\n{ONE}{TWO}".encode()
+    for _ in range(2):
+        parsed(TWO)
+        anew, again = parse_policy(text, "p.yaml"), parse_policy(text, "q.yaml")
+        assert again.policy is anew.policy
+        assert again.source.text == anew.source.text
+        for path in (("networks", 1), ("networks", 1, "vips", 0), ("networks", 0, "gateway"), ("version",)):
+            assert again.source.locate(path) == anew.source.locate(path)
+        assert str(again.source.error([Problem(("networks", 1, "name"), "is odd")])).startswith("q.yaml:7:")
+
+
+def test_a_text_that_is_wrong_is_wrong_again() -> None:
+    """Also where what was right before says the same otherwise, or was read in between."""
+    wrong = ONE.replace("eth1", "eth3")
+    for _ in range(2):
+        parsed(ONE)
+        for _ in range(2):
+            with pytest.raises(PolicyError, match="name"):
+                parsed(ONE, wrong)
 
 
 def test_a_plan_is_of_its_policy_and_its_facts() -> None:
