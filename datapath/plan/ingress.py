@@ -9,9 +9,13 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from struct import Struct
 from typing import Final
 
 IpNetwork = IPv4Network | IPv6Network
+_WORDS: Final = Struct(">8H")
+#: Of an IPv6 address, the longest run of words is left out, the first of equal ones, and no single word (RFC 5952).
+_ZEROS: Final = tuple(":" + "0:" * count for count in range(8, 1, -1))
 
 
 def prefix_order(prefix: IpNetwork) -> tuple[int, int, int]:
@@ -22,6 +26,26 @@ def prefix_order(prefix: IpNetwork) -> tuple[int, int, int]:
 def address_order(address: IPv4Address | IPv6Address) -> tuple[int, int]:
     """Key to sort addresses of both families by."""
     return address.version, int(address)
+
+
+def address_text(address: IPv4Address | IPv6Address) -> str:
+    """As `str`, in a third of the time: plans have tens of thousands."""
+    packed = address.packed
+    if len(packed) == 4:
+        return "%d.%d.%d.%d" % tuple(packed)  # noqa: UP031  (takes the words as they come)
+    text = ":%x:%x:%x:%x:%x:%x:%x:%x:" % _WORDS.unpack(packed)  # noqa: UP031
+    for zeros in _ZEROS:
+        if zeros in text:
+            text = text.replace(zeros, "::", 1)
+            break
+    # The first and the last colon were only there to tell words from ends of words.
+    begin, end = 0 if text.startswith("::") else 1, None if text.endswith("::") else -1
+    return text[begin:end]
+
+
+def prefix_text(prefix: IpNetwork) -> str:
+    """As `str`; see `address_text`."""
+    return f"{address_text(prefix.network_address)}/{prefix.prefixlen}"
 
 
 #: Sources that are never right on a wire. Not all of the reserved ::/8: NAT64 (64:ff9b::/96) lies in it.

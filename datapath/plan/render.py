@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from datapath.plan.ingress import IngressNetwork, SourceRule, VlanProtocol
+from datapath.plan.ingress import IngressNetwork, SourceRule, VlanProtocol, prefix_text
 from datapath.plan.model import NetworkIds, Plan
 from datapath.plan.nft import NftChain, NftFlowtable, NftMap, NftTable
 from datapath.plan.steering import SteeringProgram
@@ -132,11 +132,11 @@ def _render_ingress(network: IngressNetwork) -> Iterator[str]:
     martians, sources = ("on" if on else "off" for on in (network.check_martians, network.check_sources))
     yield f"ingress {network.name} check martians {martians} sources {sources} {checks}"
     for prefix in network.vips:
-        yield f"ingress {network.name} vip {prefix}"
+        yield f"ingress {network.name} vip {prefix_text(prefix)}"
     for source in network.sources:
         yield f"ingress {network.name} {_render_source(source)}"
     for prefix in network.feasible:
-        yield f"ingress {network.name} feasible {prefix}"
+        yield f"ingress {network.name} feasible {prefix_text(prefix)}"
 
 
 def _render_steering(program: SteeringProgram) -> Iterator[str]:
@@ -152,4 +152,4 @@ def _render_steering(program: SteeringProgram) -> Iterator[str]:
 
 
 def _render_source(source: SourceRule) -> str:
-    return f"source {source.action} {source.prefix} ({source.origin})"
+    return f"source {source.action} {prefix_text(source.prefix)} ({source.origin})"

@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from datapath.plan.ingress import IpNetwork, VlanProtocol
+from datapath.plan.ingress import IpNetwork, VlanProtocol, address_text, prefix_text
 
 #: FRA_PROTOCOL and rtm_protocol of everything that is ours; in no rt_protos file that we know of
 #: (bird 12, FRR 11 and 186..197, keepalived 18, Calico 80, Cilium uses 2).
@@ -78,9 +78,10 @@ class FibRule:
 
     def render(self) -> str:
         """As `ip rule add` takes it, after the family."""
-        words = [f"-{self.family} priority {self.priority} from {self.source or 'all'}"]
+        source = "all" if self.source is None else prefix_text(self.source)
+        words = [f"-{self.family} priority {self.priority} from {source}"]
         if self.destination is not None:
-            words.append(f"to {self.destination}")
+            words.append(f"to {prefix_text(self.destination)}")
         if self.device:
             words.append(f"iif {self.device}")
         if self.fwmask:
@@ -114,7 +115,7 @@ class NextHop:
     device: str = ""
 
     def render(self, device: str) -> str:
-        return f"nexthop via {self.gateway} dev {self.device or device} weight {self.weight} onlink"
+        return f"nexthop via {address_text(self.gateway)} dev {self.device or device} weight {self.weight} onlink"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +158,9 @@ class Route:
     def render(self) -> str:
         """As `ip route add` takes it, after the family."""
         prefix = "" if self.type is RouteType.UNICAST else f"{self.type} "
-        words = [f"-{self.family} {prefix}{self.destination}"]
+        words = [f"-{self.destination.version} {prefix}{prefix_text(self.destination)}"]
         if self.gateway is not None:
-            words.append(f"via {self.gateway}")
+            words.append(f"via {address_text(self.gateway)}")
         if self.device and not self.hops:
             words.append(f"dev {self.device}")
         if self.gateway is not None:
