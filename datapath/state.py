@@ -221,7 +221,10 @@ class StateDirectory:
         Raises:
             DatapathError: it cannot be written (full, read-only); the old one is still there.
         """
-        self.write(_STATE, seal(_encode(state)))
+        text = seal(_encode(state))
+        self.write(_STATE, text)
+        # What was just written need not be read.
+        self._known = (hashlib.sha256(text.encode()).digest(), state.netns, state)
 
     def write(self, name: str, text: str) -> Path:
         """Write a file atomically and durably, and its folder if there is none.
