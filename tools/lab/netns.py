@@ -198,7 +198,7 @@ class Namespace:
         while waiting := self.call(waiting_devices):
             if time.monotonic() > end:
                 raise LabError(f"{self.name}: {', '.join(waiting)} have a carrier and take no packets")
-            time.sleep(0.01)
+            time.sleep(0.03)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket that lives in this namespace, whoever uses it."""
