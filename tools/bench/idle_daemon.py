@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 
 from tools.bench.daemon import Daemon, DaemonError
+from tools.bench.finish_moving import hurried
 from tools.lab.netns import Namespace, new_prefix, remove
 
 _START_TIMEOUT_S = 120
+_MOVE_TIMEOUT_S = 900
 _REPORTS = 10
 
 
@@ -61,6 +63,9 @@ def _idle(namespace: Namespace, folder: Path, seconds: float) -> None:
     policy_file, metrics = folder / "policy.yaml", f"unix:{folder}/metrics.sock"
     with Daemon(namespace, policy_file, folder / "state", "--metrics", metrics, log=folder / "log") as daemon:
         daemon.wait_for("service_started", _START_TIMEOUT_S, poll_s=0.1)
+        if daemon.events("programs_moving"):
+            with hurried():
+                daemon.wait_for("programs_moved", _MOVE_TIMEOUT_S, poll_s=0.5)
         time.sleep(2)
         print(f"after the start     RSS {rss_kb(daemon.pid) / 1024:6.1f} MB")
         before, began = cpu_s(daemon.pid), time.monotonic()

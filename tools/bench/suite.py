@@ -17,7 +17,7 @@ from tools.bench import control, forwarding, program_cost, tcp, variants
 from tools.bench.frames import PROFILES
 
 _IDLE_S: Final = 60
-_IDLE_TIMEOUT_S: Final = 300
+_IDLE_TIMEOUT_S: Final = 1200
 _CHANGES_TIMEOUT_S: Final = 600
 _CHANGES_APPLIES: Final = 6
 _AGAIN_REPETITIONS: Final = 101

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tools.bench import frames, plan
+from tools.bench.finish_moving import hurried
 from tools.bench.ground import Ground, default_by, track_long
 from tools.bench.programs import Programs
 from tools.lab import classic
@@ -175,7 +176,8 @@ def apply(built: Ground, text: str) -> None:
     state = str(built.files / "state")
     try:
         built.node.run(sys.executable, "-m", "datapath", "apply", str(path), "--json", "--state-dir", state)
-        built.node.run(sys.executable, "-m", "tools.bench.finish_moving", state)
+        with hurried():
+            built.node.run(sys.executable, "-m", "tools.bench.finish_moving", state)
     except LabError as error:
         lines = [line for line in str(error).splitlines() if "rror" in line] or [str(error)]
         raise UnavailableError(lines[-1].rpartition("error: ")[2][:400]) from error
