@@ -109,11 +109,13 @@ def test_a_foreign_filter_does_not_end_the_way_back(site: Site) -> None:
 
 
 class Compiler:
-    """Counts, and no longer knows one policy."""
+    """In place of the controller's two ways to compile. Counts, and no longer knows one policy."""
 
-    def __init__(self, unknown: str = "") -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, unknown: str = "") -> None:
         self.done: list[int] = []
         self.unknown = unknown
+        monkeypatch.setattr(controller, "compile_policy", self)
+        monkeypatch.setattr(controller.Compiler, "plan", lambda _, policy, facts: self(policy, facts))
 
     def __call__(self, policy: Policy, facts: Facts) -> Plan:
         self.done.append(len(policy.networks))
@@ -127,7 +129,7 @@ def test_the_policy_before_is_compiled_only_for_the_way_back(
 ) -> None:
     site.begin("one", "nft")
     before = site.kernel.snapshot()
-    monkeypatch.setattr(controller, "compile_policy", compiler := Compiler())
+    compiler = Compiler(monkeypatch)
     with points.listening(_refusing("nft transaction")), pytest.raises(KernelError):
         site.apply("two", "nft")
     assert compiler.done == [2, 1]
@@ -142,7 +144,7 @@ def test_a_policy_that_no_longer_compiles_is_replaced(site: Site, monkeypatch: p
     site.apply("one", "nft")
     after = site.kernel.snapshot()
     site.again()
-    monkeypatch.setattr(controller, "compile_policy", Compiler(unknown="b"))
+    Compiler(monkeypatch, unknown="b")
     with points.listening(_refusing("delete rule")), pytest.raises(KernelError, match="delete rule"):
         site.apply("one", "nft")
     assert History(site.directory).numbers() == [1], "the new one is not in force"
