@@ -83,13 +83,14 @@ def allocate(
     """
     mask = policy.marks.effective_mask
     needs = [*_needs(policy, facts, treatments), *_egress_needs(policy, facts)]
+    by_name = sorted(needs, key=lambda need: (need.is_egress, need.name))
     names = {need.name for need in needs}
     gone = [ids for ids in facts.ids if ids.name not in names]
     # A VRF that somebody made since has its table to itself.
     never = RESERVED_TABLES | {link.vrf_table for link in facts.links}
     vrf_tables = {network.name: network.vrf.table for network in policy.networks if network.vrf is not None}
     slots = _allocate(
-        needs,
+        by_name,
         lambda need: need.slot,
         lambda _: 0,
         lambda need: need.known.slot,
@@ -97,7 +98,7 @@ def allocate(
         freed=frozenset(ids.slot for ids in gone),
     )
     marks = _allocate(
-        needs,
+        by_name,
         lambda need: need.mark,
         lambda need: extract(need.pinned_mark, mask),
         lambda need: _known_index(need.known, facts, mask),
@@ -106,7 +107,7 @@ def allocate(
         limit=_room(mask),
     )
     tables = _allocate(
-        needs,
+        by_name,
         lambda need: need.table,
         lambda need: _index_of(need.pinned_table) if need.pinned_table else 0,
         lambda need: 0 if need.known.table in never else _index_of(need.known.table),
@@ -176,10 +177,10 @@ def _allocate(  # noqa: PLR0913  (one call a kind of id; a class would only rena
     taken: frozenset[int] = frozenset(),
     limit: int = SLOT_MAX,
 ) -> dict[str, int]:
-    """Pins first, then what the kernel has, then new ones by name."""
+    """Pins first, then what the kernel has, then new ones in the order of the needs."""
     pool = Pool(set(taken))
     result: dict[str, int] = {}
-    rest = sorted((need for need in needs if wanted(need)), key=lambda need: (need.is_egress, need.name))
+    rest = [need for need in needs if wanted(need)]
     for source in (pinned, known):
         waiting = []
         for need in rest:
@@ -205,7 +206,7 @@ def _room(mask: int) -> int:
 
 
 def _known_index(known: IdFacts, facts: Facts, mask: int) -> int:
-    index = extract(known.fwmark, mask) if facts.fwmark_mask == mask else 0
+    index = extract(known.fwmark, mask) if known.fwmark and facts.fwmark_mask == mask else 0
     return index if index <= _room(mask) else 0
 
 

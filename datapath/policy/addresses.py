@@ -59,6 +59,12 @@ class VipRange:
         return self.first == self.last
 
     @property
+    def is_prefix(self) -> bool:
+        """Exactly one prefix."""
+        first, size = int(self.first), int(self.last) - int(self.first) + 1
+        return size & (size - 1) == 0 and first % size == 0
+
+    @property
     def prefix(self) -> IpNetwork | None:
         """The range as a prefix, if it is exactly one."""
         prefixes = self.prefixes()
@@ -66,8 +72,8 @@ class VipRange:
 
     def prefixes(self) -> tuple[IpNetwork, ...]:
         """The smallest set of prefixes that covers the range and nothing else, sorted."""
-        size = int(self.last) - int(self.first) + 1
-        if size & (size - 1) == 0 and int(self.first) % size == 0:
+        if self.is_prefix:
+            size = int(self.last) - int(self.first) + 1
             # One aligned block: nearly all policies, and far cheaper than the general case.
             length = self.first.max_prefixlen - (size.bit_length() - 1)
             kind_of = ipaddress.IPv4Network if self.version == 4 else ipaddress.IPv6Network

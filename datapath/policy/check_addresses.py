@@ -100,14 +100,8 @@ class _Claim:
     index: int
     position: int
     network: Network
-
-    @property
-    def first(self) -> int:
-        return int(self.vip.first)
-
-    @property
-    def last(self) -> int:
-        return int(self.vip.last)
+    first: int
+    last: int
 
     @property
     def path(self) -> PolicyPath:
@@ -151,12 +145,12 @@ def vips_apart(readable: Readable) -> Iterator[Problem]:
 
 def _overlaps(readable: Readable) -> Iterator[Problem]:
     claims = [
-        _Claim(vip, index, position, network)
+        _Claim(vip, index, position, network, int(vip.first), int(vip.last))
         for index, network in readable.networks
         for position, vip in enumerate(network.vips)
     ]
     for version in (4, 6):
-        ordered = sorted((c for c in claims if c.vip.version == version), key=lambda c: c.vip)
+        ordered = sorted((c for c in claims if c.vip.version == version), key=lambda c: c.vip.sort_key())
         own: dict[int, _Claim] = {}
         everyone, not_isolated = _Reach(), _Reach()
         for claim in ordered:
@@ -212,7 +206,7 @@ def gateways(readable: Readable) -> Iterator[Problem]:
 
 def gateway_problem(path: PolicyPath, network: Network, gateway: IpAddress) -> Problem | None:
     """Why this cannot be a gateway of that network."""
-    if gateway.is_unspecified or gateway.is_loopback or gateway.is_multicast or gateway.is_reserved:
+    if _is_nobodys(gateway):
         return Problem(
             path, f"{gateway} cannot be a gateway", "give the address of the router on this network"
         )
@@ -222,7 +216,7 @@ def gateway_problem(path: PolicyPath, network: Network, gateway: IpAddress) -> P
             f"an IPv{gateway.version} gateway, but network {shown(network.name)} has no VIPs of that family",
             f"add IPv{gateway.version} VIPs or remove this gateway",
         )
-    served = next((v for v in network.vips if gateway in v and (v.is_single or v.prefix is None)), None)
+    served = next((v for v in network.vips if gateway in v and (v.is_single or not v.is_prefix)), None)
     if served:
         return Problem(
             path,
@@ -235,6 +229,13 @@ def gateway_problem(path: PolicyPath, network: Network, gateway: IpAddress) -> P
     if not holding:
         return _not_on_link(path, network, gateway)
     return _network_or_broadcast(path, gateway, holding[0])
+
+
+def _is_nobodys(address: IpAddress) -> bool:
+    # IPv6's global unicast addresses are none of these; `is_reserved` walks a list of fifteen prefixes to say so.
+    if address.version == 6 and int(address) >> 125 == 1:
+        return False
+    return address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved
 
 
 def _not_on_link(path: PolicyPath, network: Network, gateway: IpAddress) -> Problem:
