@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath import controller, in_force, points
+from datapath import compiler, controller, in_force, points
 from datapath.compiler import compile_policy
 from datapath.confirmation import undo
 from datapath.errors import CompileError, DatapathError, InputError, KernelError, Problem
@@ -115,7 +115,7 @@ class Compiler:
         self.done: list[int] = []
         self.unknown = unknown
         monkeypatch.setattr(controller, "compile_policy", self)
-        monkeypatch.setattr(controller.Compiler, "plan", lambda _, policy, facts: self(policy, facts))
+        monkeypatch.setattr(compiler.Compiler, "plan", lambda _, policy, facts: self(policy, facts))
 
     def __call__(self, policy: Policy, facts: Facts) -> Plan:
         self.done.append(len(policy.networks))
@@ -129,14 +129,14 @@ def test_the_policy_before_is_compiled_only_for_the_way_back(
 ) -> None:
     site.begin("one", "nft")
     before = site.kernel.snapshot()
-    compiler = Compiler(monkeypatch)
+    compiled = Compiler(monkeypatch)
     with points.listening(_refusing("nft transaction")), pytest.raises(KernelError):
         site.apply("two", "nft")
-    assert compiler.done == [2, 1]
+    assert compiled.done == [2, 1]
     assert not site.differences(before)
-    compiler.done.clear()
+    compiled.done.clear()
     site.apply("two", "nft")
-    assert compiler.done == [2]
+    assert compiled.done == [2]
 
 
 def test_a_policy_that_no_longer_compiles_is_replaced(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
