@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from typing import Final
 
 from datapath.kernel.netlink import Netlink
@@ -39,7 +40,7 @@ def waiting_devices() -> list[str]:
 def _tentative(body: bytes) -> list[int]:
     _, index = _IFADDR.unpack_from(body)
     flags = dict(attributes(body, _IFADDR.size)).get(_IFA_FLAGS)
-    return [index] if flags and int.from_bytes(flags, "little") & _IFA_F_TENTATIVE else []
+    return [index] if flags and int.from_bytes(flags, sys.byteorder) & _IFA_F_TENTATIVE else []
 
 
 def _with_carrier(body: bytes) -> list[tuple[int, str]]:

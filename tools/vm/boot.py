@@ -80,12 +80,16 @@ def run_tests(
         output = shared / "pytest.log"
         output.touch()
         prepare(shared / OBJECTS)
+        prepared = set((shared / OBJECTS).iterdir())
         command = _vng_command(image, pytest_options, shared, timeout_s)
         with (
             (shared / "console.log").open("wb") as console,
             output.open(encoding="utf-8", errors="replace") as log,
         ):
             problem = _boot(command, _launcher(shared), console.fileno(), log, started + timeout_s)
+        if missing := set((shared / OBJECTS).iterdir()) - prepared:
+            # Each takes most of a minute in there.
+            print(f"vm: {len(missing)} program(s) were compiled in the machine: tools/vm/objects.py misses them")
         outcome = _read_outcome(image, shared, problem, time.monotonic() - started)
         for name in ("pytest.log", "console.log", "junit.xml"):
             source = shared / name
