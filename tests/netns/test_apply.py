@@ -163,6 +163,8 @@ def test_wrong_policy_touches_nothing(user: User) -> None:
 
 def refused(user: User, text: str, *named: str) -> None:
     """The apply fails, says who is in the way, and has changed nothing."""
+    # A carrier that is lost shows in routes a little later.
+    user.node.namespace.settle()
     standing = user.dump()
     message = user.apply(text, status=1)
     for name in named:

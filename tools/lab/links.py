@@ -21,7 +21,7 @@ _IFA_F_TENTATIVE: Final = 0x40
 
 
 def waiting_devices() -> list[str]:
-    """Names of those that have a carrier, and either no queue yet or an address that cannot be used yet.
+    """Names of those whose carrier the kernel's link watch has not seen come or go, or with an address not ready yet.
 
     Asked of the kernel without starting a program: it is asked again and again.
     """
@@ -29,12 +29,7 @@ def waiting_devices() -> list[str]:
         links = netlink.dump("links", _GETLINK, bytes(_IFINFO.size))
         addresses = netlink.dump("addresses", _GETADDR, bytes(_IFADDR.size))
     tentative = {index for body in addresses for index in _tentative(body)}
-    return [
-        name
-        for body in links
-        for index, name in _with_carrier(body)
-        if index in tentative or not _is_up(body)
-    ]
+    return [name for body in links for name in _waiting(body, tentative)]
 
 
 def _tentative(body: bytes) -> list[int]:
@@ -43,16 +38,15 @@ def _tentative(body: bytes) -> list[int]:
     return [index] if flags and int.from_bytes(flags, sys.byteorder) & _IFA_F_TENTATIVE else []
 
 
-def _with_carrier(body: bytes) -> list[tuple[int, str]]:
+def _waiting(body: bytes, tentative: set[int]) -> list[str]:
+    """The name of a device that is up and still changes."""
     _, _, index, flags = _IFINFO.unpack_from(body)
-    if flags & (_IFF_UP | _IFF_LOWER_UP) != _IFF_UP | _IFF_LOWER_UP:
+    if not flags & _IFF_UP:
         return []
-    return [(index, text(dict(attributes(body, _IFINFO.size))[_IFLA_IFNAME]))]
-
-
-def _is_up(body: bytes) -> bool:
-    _, _, _, flags = _IFINFO.unpack_from(body)
     found = dict(attributes(body, _IFINFO.size))
     # Neither loopback nor dummy says that it is up.
     kind = dict(attributes(found.get(_IFLA_LINKINFO, b""))).get(_IFLA_INFO_KIND, b"")
-    return bool(flags & _IFF_LOOPBACK) or text(kind) == "dummy" or found[_IFLA_OPERSTATE][0] == _IF_OPER_UP
+    is_silent = bool(flags & _IFF_LOOPBACK) or text(kind) == "dummy"
+    has_carrier, is_seen = bool(flags & _IFF_LOWER_UP), found[_IFLA_OPERSTATE][0] == _IF_OPER_UP
+    still = (has_carrier != is_seen and not is_silent) or (has_carrier and index in tentative)
+    return [text(found[_IFLA_IFNAME])] if still else []

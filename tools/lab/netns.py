@@ -186,7 +186,7 @@ class Namespace:
         return _thread(body)
 
     def settle(self) -> None:
-        """Wait until every device with a carrier takes packets, and its addresses can be used.
+        """Wait until every device with a carrier takes packets, its addresses can be used, and one without shows it.
 
         Linux gives a new one its queue up to a second after its carrier (linkwatch), and drops what is sent before;
         an IPv6 address is tentative until the kernel's worker has looked at it, although nobody is asked here.
@@ -197,7 +197,7 @@ class Namespace:
         end = time.monotonic() + _SETTLED_S
         while waiting := self.call(waiting_devices):
             if time.monotonic() > end:
-                raise LabError(f"{self.name}: {', '.join(waiting)} have a carrier and take no packets")
+                raise LabError(f"{self.name}: {', '.join(waiting)} do not settle")
             time.sleep(0.03)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:

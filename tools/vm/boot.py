@@ -89,7 +89,9 @@ def run_tests(
             problem = _boot(command, _launcher(shared), console.fileno(), log, started + timeout_s)
         if missing := set((shared / OBJECTS).iterdir()) - prepared:
             # Each takes most of a minute in there.
-            print(f"vm: {len(missing)} program(s) were compiled in the machine: tools/vm/objects.py misses them")
+            print(
+                f"vm: {len(missing)} program(s) were compiled in the machine: tools/vm/objects.py misses them"
+            )
         outcome = _read_outcome(image, shared, problem, time.monotonic() - started)
         for name in ("pytest.log", "console.log", "junit.xml"):
             source = shared / name
