@@ -4,20 +4,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from datapath.plan.ingress import VlanProtocol
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import FibRule, RuleAction
 from datapath.reconcile.actual import Actual, ForeignRule, Record
+from datapath.reconcile.unchanged import Unchanged
 from datapath.reconcile.vrf_conflicts import vrf_conflicts
 
 FULL_MASK = 0xFFFFFFFF
 #: The kernel's own rules for local, main and default.
 _KERNEL_PRIORITIES = frozenset({0, 32766, 32767})
 
+_without: Final[Unchanged[tuple[str, ...]]] = Unchanged()
+
 
 def find_conflicts(actual: Actual, desired: Plan, record: Record = Record()) -> tuple[str, ...]:  # noqa: B008
     """One sentence per conflict, naming the other owner; empty where the plan may be applied."""
+    found = _without.of(actual, desired, record)
+    if found is None:
+        found = _find_conflicts(actual, desired, record)
+        if found:
+            _without.forget()
+        else:
+            _without.keep(actual, desired, record, found)
+    return found
+
+
+def _find_conflicts(actual: Actual, desired: Plan, record: Record) -> tuple[str, ...]:
     return (
         *_rule_conflicts(actual, desired),
         *_overlaps(actual, desired),
@@ -104,6 +119,8 @@ def _uses_bits(rule: ForeignRule, mask: int) -> bool:
 
 def new_tables(actual: Actual, desired: Plan) -> frozenset[int]:
     """Tables that we are about to use alone and do not use yet."""
+    if actual.rules is desired.rule_set:
+        return frozenset()
     return _tables(desired.rules) - _tables(actual.rules) - set(desired.external_tables)
 
 

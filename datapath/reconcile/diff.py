@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from datapath.plan.ingress import IngressProgram
 from datapath.plan.model import Backend, MarkChange, Plan
@@ -46,6 +46,7 @@ from datapath.reconcile.steps import (
     TrimSteering,
 )
 from datapath.reconcile.sysctls import SysctlChanges, diff_sysctls, inherited, split_by_device
+from datapath.reconcile.unchanged import Unchanged
 
 _Step = TypeVar("_Step")
 TABLE_SPEC = f"{TABLE_FAMILY} {TABLE_NAME}"
@@ -68,6 +69,9 @@ class ChangeSet:
     waiting: frozenset[str] = frozenset()
 
 
+_settled: Final[Unchanged[ChangeSet]] = Unchanged()
+
+
 def reconcile(
     actual: Actual,
     desired: Plan,
@@ -85,6 +89,23 @@ def reconcile(
         forget: pairs of mark and mask whose connections must not survive (networks that are gone).
         unmark: networks whose connections go on without a mark.
     """
+    found = _settled.of(actual, desired, record) if not forget and not unmark else None
+    if found is None:
+        found = _reconcile(actual, desired, record, forget, unmark)
+        if found.steps:
+            _settled.forget()
+        elif not forget and not unmark:
+            _settled.keep(actual, desired, record, found)
+    return found
+
+
+def _reconcile(
+    actual: Actual,
+    desired: Plan,
+    record: Record,
+    forget: tuple[tuple[int, int], ...],
+    unmark: tuple[MarkChange, ...],
+) -> ChangeSet:
     ready = ready_devices(desired, actual.links, record.slaves)
     links = diff_links(actual, desired, record, ready)
     # What the kernel drops meanwhile is added as if it had never been there.

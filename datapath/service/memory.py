@@ -8,6 +8,7 @@ import gc
 from datapath.kernel.bpf.image import forget_image
 from datapath.kernel.memory import give_back
 from datapath.kernel.rtnl_dump import forget_facts
+from datapath.reconcile.unchanged import forget_unchanged
 
 
 def settle() -> None:
@@ -17,6 +18,7 @@ def settle() -> None:
     """
     forget_image()
     forget_facts()
+    forget_unchanged()
     gc.unfreeze()
     gc.collect()
     gc.freeze()
