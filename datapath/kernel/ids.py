@@ -10,8 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from datapath.facts import IdFacts
+from datapath.kernel.recall import Recall
+from datapath.plan.nft import IDS
 
 _NETWORK = re.compile(
     r"network=(?P<name>\S+) fwmark=(?P<fwmark>0x[0-9a-f]+) table=(?P<table>\d+)(?P<vrf> vrf)? slot=(?P<slot>\d+)"
@@ -27,6 +30,19 @@ class LiveIds:
     ids: tuple[IdFacts, ...] = ()
     fwmark_mask: int = 0
     rule_bank: int | None = None
+
+
+#: A set of thousands says the same at each look.
+_LAST: Final[Recall[LiveIds]] = Recall()
+
+
+def live_ids(comments: list[str]) -> LiveIds:
+    """`parse_ids` of comments that are not changed any more."""
+    known = _LAST.of(IDS.encode(), comments)
+    if known is None:
+        known = parse_ids(comments)
+        _LAST.keep(IDS.encode(), known, comments)
+    return known
 
 
 def parse_ids(comments: Iterable[str]) -> LiveIds:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from datapath.errors import KernelError
 from datapath.kernel import bpf, tc
@@ -17,9 +17,13 @@ from datapath.reconcile.actual import ActualIngress
 _verified: list[bpf.LoadedIngress] = []
 
 
-def observe(desired: IngressProgram, ifindexes: Mapping[str, int] | None = None) -> ActualIngress:
-    """What is attached, and in which way it is not as desired; devices as they were read before, if they were."""
-    state = bpf.observe_ingress(ifindexes)
+def observe(
+    desired: IngressProgram,
+    ifindexes: Mapping[str, int] | None = None,
+    qdiscs: Callable[[], frozenset[int]] = tc.clsact_devices,
+) -> ActualIngress:
+    """What is attached, and in which way it is not as desired; devices and qdiscs as they were read, if they were."""
+    state = bpf.observe_ingress(ifindexes, qdiscs())
     stays = False
     try:
         diff = bpf.compare_ingress(desired, state)

@@ -3,19 +3,33 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 
-from datapath.kernel.nft_listing import list_nft
+from datapath.kernel.nft_listing import nft_text, parse_listing
+from datapath.kernel.recall import Recall
 from datapath.plan.nft import IDS, BaseChain, ChainType, Hook, digest_in_comment
 from datapath.reconcile.actual import ActualChain, ActualMap, ActualTable
+
+#: What our table was at the last look.
+_LAST: Final[Recall[tuple[ActualTable, list[str]]]] = Recall()
 
 
 def list_table(family: str, name: str) -> tuple[ActualTable, list[str]] | None:
     """Our table, and the comments that hold ids; None where there is no such table."""
-    items = list_nft(f"table {family} {name}")
-    return parse_table(items) if items else None
+    text = nft_text(f"table {family} {name}")
+    digest = hashlib.blake2b(text.encode()).digest()
+    known = _LAST.of(digest)
+    if known is not None:
+        return known
+    items = parse_listing(text)
+    if not items:
+        return None
+    found = parse_table(items)
+    _LAST.keep(digest, found)
+    return found
 
 
 def parse_table(items: Iterable[dict[str, Any]]) -> tuple[ActualTable, list[str]]:

@@ -21,12 +21,22 @@ def list_nft(what: str, *, terse: bool = False, stateless: bool = True) -> list[
         terse: leave out the elements of sets and maps.
         stateless: leave out what packets change, as counters.
     """
+    return parse_listing(nft_text(what, terse=terse, stateless=stateless))
+
+
+def nft_text(what: str, *, terse: bool = False, stateless: bool = True) -> str:
+    """The same, not parsed yet."""
     nft = nftables.Nftables()
     nft.set_json_output(True)
     nft.set_stateless_output(stateless)
     nft.set_terse_output(terse)
     status, output, _ = nft.cmd(f"list {what}")
-    items: list[dict[str, Any]] = json.loads(output)["nftables"] if status == 0 and output else []
+    return str(output) if status == 0 else ""
+
+
+def parse_listing(text: str) -> list[dict[str, Any]]:
+    """Of what `nft_text` gave."""
+    items: list[dict[str, Any]] = json.loads(text)["nftables"] if text else []
     return items
 
 

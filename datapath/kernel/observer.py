@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from datapath.facts import Facts, LinkFacts
-from datapath.kernel import ingress, nft, steering, sysctl
+from datapath.kernel import ingress, nft, steering, sysctl, tc
 from datapath.kernel.bpf.glance import Glance, glance
 from datapath.kernel.default_routes import default_devices
 from datapath.kernel.flowtables import foreign_flowtables, why_no_flowtables
-from datapath.kernel.ids import LiveIds, parse_ids
+from datapath.kernel.ids import LiveIds, live_ids
 from datapath.kernel.marks_in_use import observe_marks
 from datapath.kernel.rtnl import ROUTES, RULES, Devices, Rtnl
 from datapath.kernel.vrf import stranded
@@ -144,6 +145,11 @@ class Sight:
     def table(self) -> _FoundTable:
         return self._read("table", lambda: nft.list_table(TABLE_FAMILY, TABLE_NAME))
 
+    def live_ids(self) -> LiveIds:
+        """What our table says; nothing where it is not there."""
+        found = self.table()
+        return live_ids(found[1]) if found else LiveIds()
+
     def links(self) -> dict[str, ActualLink]:
         return self._devices().links
 
@@ -183,17 +189,21 @@ class Sight:
         self._parts["sysctls"] = (asked | keys, values)
         return values
 
-    def ingress(self, desired: IngressProgram) -> ActualIngress:
+    def ingress(
+        self, desired: IngressProgram, qdiscs: Callable[[], frozenset[int]] = tc.clsact_devices
+    ) -> ActualIngress:
         def read() -> ActualIngress:
             indexes = self._glance(desired.attachments, Direction.INGRESS)
-            return ingress.observe(desired, indexes)
+            return ingress.observe(desired, indexes, qdiscs)
 
         return self._read_for("ingress", desired, read)
 
-    def steering(self, desired: SteeringProgram) -> ActualSteering:
+    def steering(
+        self, desired: SteeringProgram, qdiscs: Callable[[], frozenset[int]] = tc.clsact_devices
+    ) -> ActualSteering:
         def read() -> ActualSteering:
             indexes = self._glance(desired.attachments, Direction.EGRESS)
-            return steering.observe(desired, indexes)
+            return steering.observe(desired, indexes, qdiscs)
 
         return self._read_for("steering", desired, read)
 
@@ -255,7 +265,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
     texts = policies or (state.policy,)
     sight = sight or Sight()
     found = sight.table()
-    live = parse_ids(found[1]) if found else LiveIds()
+    live = sight.live_ids()
     ids = {item.name: item for item in state.ids} | {item.name: item for item in live.ids}
     return Facts(
         links=sight.link_facts(),
@@ -294,10 +304,10 @@ def tables_of_others(plan: Plan) -> Mapping[int, str]:
     return _ask(lambda rtnl: rtnl.foreign_routes(tables)) if tables else {}
 
 
-def _foreign_marks(desired: Plan, comments: list[str]) -> tuple[ForeignMark, ...]:
+def _foreign_marks(desired: Plan, live: LiveIds) -> tuple[ForeignMark, ...]:
     """Listing everybody's rules is dear on a large node: only before a mask is claimed, not in every round."""
     claims = any(ids.fwmark for ids in desired.ids)
-    if not claims or parse_ids(comments).fwmark_mask == desired.fwmark_mask:
+    if not claims or live.fwmark_mask == desired.fwmark_mask:
         return ()
     return observe_marks()
 
@@ -317,24 +327,25 @@ def observe_links() -> Facts:
 def observe(desired: Plan, state: State, sight: Sight | None = None) -> Actual:
     """The actual state, as far as the plan, our own objects and conflicts with it are concerned."""
     sight = sight or Sight()
-    found, links = sight.table(), sight.links()
+    found, live, links = sight.table(), sight.live_ids(), sight.links()
     keys = {setting.key for setting in desired.sysctls} | set(state.record.sysctls)
     if desired.slaves:
         keys.add(sysctl.NEW_DEVICES_KEEP_ADDRESSES)
     sight.share(desired)
     rules, foreign_rules = sight.rules()
+    qdiscs = functools.cache(tc.clsact_devices)  # once for both programs
     tables = new_tables(Actual(rules=rules), desired)
     return Actual(
         table=found[0] if found else None,
-        fwmark_mask=(parse_ids(found[1]).fwmark_mask or state.fwmark_mask) if found else 0,
+        fwmark_mask=(live.fwmark_mask or state.fwmark_mask) if found else 0,
         rules=rules,
         routes=sight.routes(),
         foreign_rules=foreign_rules,
         foreign_tables=_ask(lambda rtnl: rtnl.foreign_routes(sorted(tables))) if tables else {},
-        foreign_marks=_foreign_marks(desired, found[1] if found else []),
+        foreign_marks=_foreign_marks(desired, live),
         links=links,
         sysctls=sight.sysctls(frozenset(keys)),
-        ingress=sight.ingress(carried_program(desired, links)),
-        steering=sight.steering(carried_steering(desired, links)),
+        ingress=sight.ingress(carried_program(desired, links), qdiscs),
+        steering=sight.steering(carried_steering(desired, links), qdiscs),
         stranded=stranded(desired, links),
     )

@@ -39,10 +39,6 @@ class Recall(Generic[_Meaning]):
     def keep(self, digest: bytes, meaning: _Meaning, given: object = None) -> None:
         self._known = (digest, given, meaning)
 
-    def forget(self) -> None:
-        """Free it."""
-        self._known = None
-
 
 class SetRecall(Generic[_Item]):
     """The same for a large set, for as long as somebody else keeps that: it takes no memory."""
@@ -60,9 +56,16 @@ class SetRecall(Generic[_Item]):
         self._known = (digest, given, weakref.ref(found))
 
     def shared(self, found: frozenset[_Item], desired: frozenset[_Item]) -> frozenset[_Item]:
-        """Of two equal sets the one that lives longer, a plan's; else what was found."""
-        if found is desired or found != desired:
+        """What was found, with the plan's own items as far as it has them; the plan's own set where that is equal.
+
+        Items are compared once here, in Python and thousands of times; whoever compares these sets later has the same
+        objects on both sides.
+        """
+        if found is desired:
             return found
+        missing = desired - found
+        known = desired - missing if missing else desired
+        shared = known if len(known) == len(found) else known | (found - known)
         if self._known is not None and self._known[2]() is found:
-            self._known = (*self._known[:2], weakref.ref(desired))
-        return desired
+            self._known = (*self._known[:2], weakref.ref(shared))
+        return shared

@@ -22,12 +22,14 @@ from datapath.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Netlink, Reques
 from datapath.kernel.recall import Recall, SetRecall, digest_of
 from datapath.kernel.rtnl_dump import (
     actual_link,
+    addresses_in,
     dump_addresses,
     dump_links,
     dump_routes,
     dump_rules,
     ipv4_settings,
     link_facts,
+    link_message,
     raw_routes,
 )
 from datapath.plan.rtnl import ROUTE_PROTOCOL, Family, FibRule, Route, Slave, VlanLink, VrfLink
@@ -59,7 +61,6 @@ _HINTS: Final[Mapping[int, str]] = {
 #: What was found last.
 ROUTES: Final[SetRecall[Route]] = SetRecall()
 RULES: Final[SetRecall[FibRule]] = SetRecall()
-_RULES_OF_OTHERS: Final[Recall[tuple[ForeignRule, ...]]] = Recall()
 
 
 class Verb(enum.StrEnum):
@@ -105,6 +106,11 @@ class Devices(NamedTuple):
         return {name: index for index, name in self.names.items()}
 
 
+DEVICES: Final[Recall[Devices]] = Recall()
+LINK_FACTS: Final[Recall[tuple[LinkFacts, ...]]] = Recall()
+_RULES_OF_OTHERS: Final[Recall[tuple[ForeignRule, ...]]] = Recall()
+
+
 class Rtnl:
     """One rtnetlink socket. Use as a context manager."""
 
@@ -125,11 +131,17 @@ class Rtnl:
 
     def devices(self) -> Devices:
         """All devices."""
-        messages = dump_links(self._netlink)
-        self._names = {message.ifindex: message.name for message in messages}
-        links = {message.name: actual_link(message, self._names) for message in messages}
+        dump = dump_links(self._netlink)
+        known = DEVICES.of(dump.digest)
+        if known is not None:
+            return known
+        messages = [link_message(body) for body in dump.bodies()]
+        names = {message.ifindex: message.name for message in messages}
+        links = {message.name: actual_link(message, names) for message in messages}
         settings = {message.name: ipv4_settings(message.settings) for message in messages}
-        return Devices(links, dict(self._names), settings)
+        found = Devices(links, names, settings)
+        DEVICES.keep(dump.digest, found)
+        return found
 
     def links(self) -> dict[str, ActualLink]:
         """All devices by name."""
@@ -138,12 +150,18 @@ class Rtnl:
     def link_facts(self, devices: Devices | None = None) -> tuple[LinkFacts, ...]:
         """Devices with their addresses, as the compiler may know them; `devices` if they were read before."""
         devices = devices or self.devices()
+        dump = dump_addresses(self._netlink)
+        known = LINK_FACTS.of(dump.digest, devices.links)
+        if known is not None:
+            return known
         addresses: dict[str, list[str]] = {}
-        for index, address in dump_addresses(self._netlink):
+        for index, address in addresses_in(dump.bodies()):
             name = devices.names.get(index)
             if name:
                 addresses.setdefault(name, []).append(address)
-        return link_facts(devices.links.values(), addresses)
+        found = link_facts(devices.links.values(), addresses)
+        LINK_FACTS.keep(dump.digest, found, devices.links)
+        return found
 
     def rules(self) -> tuple[frozenset[FibRule], tuple[ForeignRule, ...]]:
         """Our rules, and everybody else's."""
@@ -224,7 +242,7 @@ class Rtnl:
 
     def _name(self, index: int) -> str:
         if index not in self._names:
-            self._names = {message.ifindex: message.name for message in dump_links(self._netlink)}
+            self._names = dict(self.devices().names)
             # One that is gone meanwhile is asked for once.
             self._names.setdefault(index, f"ifindex {index}")
         return self._names[index]

@@ -61,13 +61,13 @@ class LinkMessage(NamedTuple):
 _LINK_WANTED: Final = frozenset({_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO})
 
 
-def dump_links(netlink: Netlink) -> list[LinkMessage]:
+def dump_links(netlink: Netlink) -> Dump:
     """All devices."""
     extended = attribute(_IFLA_EXT_MASK, _U32.pack(_SKIP_STATS))
-    return [_link_message(body) for body in netlink.dump("links", _GETLINK, bytes(_IFINFO.size) + extended)]
+    return netlink.raw_dump("links", _GETLINK, bytes(_IFINFO.size) + extended)
 
 
-def _link_message(body: bytes) -> LinkMessage:
+def link_message(body: bytes) -> LinkMessage:
     """Written out: a device has some forty attributes, and a node thousands of devices."""
     _, _, index, flags = _IFINFO.unpack_from(body)
     found: dict[int, bytes] = {}
@@ -127,9 +127,14 @@ def actual_link(message: LinkMessage, names: Mapping[int, str]) -> ActualLink:
     )
 
 
-def dump_addresses(netlink: Netlink) -> Iterator[tuple[int, str]]:
+def dump_addresses(netlink: Netlink) -> Dump:
+    """All addresses."""
+    return netlink.raw_dump("addresses", _GETADDR, bytes(_IFADDR.size))
+
+
+def addresses_in(bodies: Iterable[bytes]) -> Iterator[tuple[int, str]]:
     """Ifindex and address with prefix length, of every address."""
-    for body in netlink.dump("addresses", _GETADDR, bytes(_IFADDR.size)):
+    for body in bodies:
         _, length, index = _IFADDR.unpack_from(body)
         found = dict(attributes(body, _IFADDR.size))
         # Of a point-to-point device the second is the other end's.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from datapath.errors import KernelError
 from datapath.kernel import tc
@@ -17,11 +17,15 @@ from datapath.plan.tc import Direction
 from datapath.reconcile.actual import ActualSteering
 
 
-def observe(desired: SteeringProgram, ifindexes: Mapping[str, int] | None = None) -> ActualSteering:
-    """What is attached, what is missing and what is too much; devices as they were read before, if they were."""
+def observe(
+    desired: SteeringProgram,
+    ifindexes: Mapping[str, int] | None = None,
+    qdiscs: Callable[[], frozenset[int]] = tc.clsact_devices,
+) -> ActualSteering:
+    """What is attached, what is missing and what is too much; devices and qdiscs as they were read, if they were."""
     if not desired.attachments and not attachments.may_be_attached(Direction.EGRESS):
         return ActualSteering(hook=attachments.preferred_hook())
-    state = steering.observe_steering(ifindexes)
+    state = steering.observe_steering(ifindexes, qdiscs())
     try:
         missing, surplus = _describe(steering.compare_steering(desired, state))
     except KernelError as error:

@@ -141,15 +141,30 @@ def _clsact_devices(netlink: Netlink, ifindex: int = 0) -> frozenset[int]:
     return tc_dump.qdisc_devices(netlink, _CLSACT_KINDS, ifindex)
 
 
-def observe_our_place(direction: Direction) -> TcState:
-    """What is in our place on each device of the namespace: our filter, or somebody else's.
+def clsact_devices() -> frozenset[int]:
+    """Ifindexes of devices with a qdisc that takes ingress filters.
 
     Raises:
         KernelError: netlink failed.
     """
     with Netlink() as netlink:
-        # One dump for all devices: only those with such a qdisc can have filters.
-        devices = _clsact_devices(netlink)
+        return _clsact_devices(netlink)
+
+
+def observe_our_place(direction: Direction, devices: frozenset[int] | None = None) -> TcState:
+    """What is in our place on each device of the namespace: our filter, or somebody else's.
+
+    Args:
+        direction: which hook.
+        devices: as `clsact_devices`, if they were read just now: only those can have filters.
+
+    Raises:
+        KernelError: netlink failed.
+    """
+    devices = clsact_devices() if devices is None else devices
+    if not devices:
+        return TcState(filters=(), clsact=devices)
+    with Netlink() as netlink:
         indexes = sorted(devices)
         parent, info = _PARENTS[direction], _INFO
         places = [tc_dump.TcPlace(index, parent, TC_HANDLE, info, "bpf") for index in indexes]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import struct
 import sys
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from datapath.kernel.netlink import Request
-from datapath.kernel.netlink_messages import attribute, attributes, text
+from datapath.kernel.netlink_messages import ATTRIBUTE, attribute, attributes, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,9 @@ _TCA_BPF_ID: Final = 11
 
 #: struct tcmsg: family, ifindex, handle, parent, info.
 TCMSG: Final = struct.Struct("=BxxxiIII")
+_BEHIND_IFINDEX: Final = 8
+_REST: Final = struct.Struct("=III")
+_ALIKE_KEPT: Final = 64
 
 
 class TcPlace(NamedTuple):
@@ -71,16 +75,11 @@ def qdisc_devices(netlink: Netlink, kinds: frozenset[str], ifindex: int = 0) -> 
         KernelError: netlink failed.
     """
     # The kernel ignores the ifindex of a qdisc dump: filter here.
-    found: set[int] = set()
-    names = tuple(kind.encode() for kind in kinds)
-    for body in netlink.dump("qdiscs", _RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        _, index, _, _, _ = TCMSG.unpack_from(body)
-        # Two a device: most are passed by without taking them apart.
-        if ifindex in {0, index} and any(name in body for name in names):
-            kind = next((value for number, value in attributes(body, TCMSG.size) if number == _TCA_KIND), b"")
-            if text(kind) in kinds:
-                found.add(index)
-    return frozenset(found)
+    # Two a device, and the kernel puts the kind first: none is taken apart.
+    wanted = tuple(ATTRIBUTE.pack(5 + len(kind), _TCA_KIND) + kind.encode() + b"\0" for kind in kinds)
+    bodies = netlink.dump("qdiscs", _RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+    found = frozenset(TCMSG.unpack_from(body)[1] for body in bodies if body.startswith(wanted, TCMSG.size))
+    return found & {ifindex} if ifindex else found
 
 
 def filters(netlink: Netlink, ifindex: int, parent: int) -> list[TcObject]:
@@ -103,12 +102,13 @@ def find(netlink: Netlink, places: Sequence[TcPlace]) -> list[TcObject | int | N
     Raises:
         KernelError: netlink failed.
     """
+    kinds = {kind: attribute(_TCA_KIND, kind.encode() + b"\0") for kind in {place.kind for place in places}}
     requests = [
         Request(
             _RTM_GETTFILTER,
             0,
             TCMSG.pack(socket.AF_UNSPEC, place.ifindex, place.handle, place.parent, place.info)
-            + attribute(_TCA_KIND, place.kind.encode() + b"\0"),
+            + kinds[place.kind],
         )
         for place in places
     ]
@@ -125,20 +125,19 @@ def _dump(netlink: Netlink, what: str, message_type: int, ifindex: int, parent: 
 
 
 def _decode(body: bytes) -> TcObject:
-    _, ifindex, handle, parent, info = TCMSG.unpack_from(body)
-    found = dict(attributes(body, TCMSG.size))
+    # Thousands of the same filter differ in their device alone.
+    return TcObject(TCMSG.unpack_from(body)[1], *_decode_rest(body[_BEHIND_IFINDEX:]))
+
+
+@functools.lru_cache(maxsize=_ALIKE_KEPT)
+def _decode_rest(rest: bytes) -> tuple[str, int, int, int, int, str]:
+    """What is behind the ifindex, in the order of `TcObject`."""
+    handle, parent, info = _REST.unpack_from(rest)
+    found = dict(attributes(rest, _REST.size))
     kind = text(found.get(_TCA_KIND, b""))
     program_id, name = 0, ""
     if kind == "bpf":
         options = dict(attributes(found.get(_TCA_OPTIONS, b"")))
         program_id = int.from_bytes(options.get(_TCA_BPF_ID, b"")[:4], sys.byteorder)
         name = text(options.get(_TCA_BPF_NAME, b""))
-    return TcObject(
-        ifindex=ifindex,
-        kind=kind,
-        handle=handle,
-        parent=parent,
-        priority=info >> 16,
-        program_id=program_id,
-        name=name,
-    )
+    return kind, handle, parent, info >> 16, program_id, name

@@ -124,17 +124,22 @@ def may_be_attached(direction: Direction) -> bool:
         return True
 
 
-def observe_attachments(direction: Direction, ifindexes: Mapping[str, int] | None = None) -> Attachments:
+def observe_attachments(
+    direction: Direction,
+    ifindexes: Mapping[str, int] | None = None,
+    qdiscs: frozenset[int] | None = None,
+) -> Attachments:
     """Everything that is attached, read from the kernel only.
 
     Args:
         direction: which hook.
         ifindexes: every device by name, if they were read before: the C library takes 10 µs a device.
+        qdiscs: as `tc.clsact_devices`, if they were read just now.
 
     Raises:
         KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
     """
-    state, names = tc.observe_our_place(direction), _Names()
+    state, names = tc.observe_our_place(direction, qdiscs), _Names()
     ifindexes = tc.ifindexes() if ifindexes is None else ifindexes
     by_index = {index: name for name, index in ifindexes.items()}
     hook = preferred_hook()

@@ -103,16 +103,19 @@ def _read_program(program_id: int) -> ActualProgram | None:
     return ActualProgram(program_id, *found) if found else None
 
 
-def observe_ingress(ifindexes: Mapping[str, int] | None = None) -> IngressState:
+def observe_ingress(
+    ifindexes: Mapping[str, int] | None = None, qdiscs: frozenset[int] | None = None
+) -> IngressState:
     """Everything about our ingress programs, read from the kernel only.
 
     Args:
         ifindexes: every device by name, if they were read before.
+        qdiscs: as `tc.clsact_devices`, if they were read just now.
 
     Raises:
         KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
     """
-    state = attachments.observe_attachments(Direction.INGRESS, ifindexes)
+    state = attachments.observe_attachments(Direction.INGRESS, ifindexes, qdiscs)
     found = state.attached
     programs = {program_id: _read_program(program_id) for program_id in sorted(found.ids)}
     return IngressState(

@@ -206,16 +206,19 @@ class SteeringDiff:
     detach: tuple[str, ...] = ()
 
 
-def observe_steering(ifindexes: Mapping[str, int] | None = None) -> SteeringState:
+def observe_steering(
+    ifindexes: Mapping[str, int] | None = None, qdiscs: frozenset[int] | None = None
+) -> SteeringState:
     """Everything about our egress programs, read from the kernel only.
 
     Args:
         ifindexes: every device by name, if they were read before.
+        qdiscs: as `tc.clsact_devices`, if they were read just now.
 
     Raises:
         KernelError: netlink or bpf(2) refused; without CAP_SYS_ADMIN programs cannot be opened by id.
     """
-    state = attachments.observe_attachments(Direction.EGRESS, ifindexes)
+    state = attachments.observe_attachments(Direction.EGRESS, ifindexes, qdiscs)
     found = state.attached
     programs = {
         program_id: program
