@@ -71,7 +71,8 @@ class Facts(pydantic.BaseModel):
             from `ids` only after a change that did not end.
         previous_mask: the mask of those.
         marked_by_nft: our live table has the chains that mark and check packets (`backend: nft`).
-        rule_bank: which of the two banks of ip rules holds the live tree, None where there is none.
+        rule_bank: which of the two banks of ip rules is live, None where there is none.
+        has_rule_tree: it holds a tree; not up to three leaves, nor a tree of an earlier version.
         ebpf_refused: why this host cannot load the eBPF program; empty where it can, or nobody asked.
         default_devices: that main's default routes leave by, by family; only looked at for
             `steering: direct` and `accelerate`.
@@ -96,6 +97,7 @@ class Facts(pydantic.BaseModel):
     previous_mask: int = 0
     marked_by_nft: bool = False
     rule_bank: int | None = None
+    has_rule_tree: bool = False
     ebpf_refused: str = ""
     default_devices: dict[int, tuple[str, ...]] = {}
     taken_zones: dict[int, str] = {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datapath.compiler.acceleration import NO_ACCELERATION, Acceleration
 from datapath.compiler.context import Context, NetworkContext
 from datapath.compiler.flowtables import emit_swap
+from datapath.compiler.rules import group_count
 from datapath.plan.egress import egress_name
 from datapath.plan.model import NetworkIds, ZoneChange
 from datapath.plan.nft import (
@@ -111,7 +112,8 @@ def _numbers(network: NetworkContext) -> tuple[int, int, int]:
 
 
 def _about_chain(context: Context, rule_bank: int) -> NftChain:
-    header = NftRule("continue", f"fwmark_mask={context.mask:#010x} rule_bank={rule_bank}")
+    tree = " tree" if group_count(context) > 1 else ""
+    header = NftRule("continue", f"fwmark_mask={context.mask:#010x} rule_bank={rule_bank}{tree}")
     return NftChain(IDS, (header,))
 
 

@@ -1,107 +1,104 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ip rules: a radix tree on the bits of the mark, so that a look-up does not walk every network.
 
-A block looks like this (priorities from the top; `d` is the depth of the tree):
+A block looks like this (priorities from the top):
 
     base .. base+2      networks with `return_path: source`: exemptions, look-ups, an end
+    base+4, base+7      up to three networks, by bank: leaves and nothing else
     bank                guard: unmarked traffic goes to the end of the bank
-                        nodes: `goto` rules on two bits of the mark each, parents before children
-                        leaves: `fwmark V/M lookup T`, up to four a node
+                        groups of four leaves (`fwmark V/M lookup T`), the highest marks first, one priority each;
+                        before its leaves a group has the nodes that have it as their last
                         end: a nop, the target of the guard
 
-Up to three networks are three leaves and nothing else: to jump over them would cost as much as to pass them by.
-
-Every leaf compares the whole mark, so the tree is only a short cut: a rule that is missing or extra for a
-moment costs time, never a wrong answer. That is why single leaves may come and go in place. A tree of
-another depth, or for another mask, is built in a bank of its own and the old bank is removed after.
+A node is three jumps, one for each quarter of its marks but the highest, which stands right behind it. A jump takes
+exactly the marks of its quarter, so it never leads past a leaf of what it takes, whichever other rules are there; and
+every leaf compares the whole mark. A rule that is missing or extra for a moment costs time, never a wrong answer, and
+single rules may come and go in place. The end of a bank is fixed, and the tree grows away from it: a level more is one
+node more, and another guard. A tree for another mask is built in the other bank, and the old one is removed after.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from datapath.compiler.context import Context, Treatment
 from datapath.compiler.vrf import emit_leaks
 from datapath.plan.rtnl import Family, FibRule, RuleAction
 from datapath.policy.marks import capacity, deposit, extract
+from datapath.policy.model import RULE_BLOCK_SIZE
 
-#: Bits that one node decides. Four children: 2.5 rules a level on average, the least for a linear walk.
+#: Bits that the leaves of a group differ in.
+GROUP_BITS = 2
+#: Bits that one node decides. A jump that is taken costs as much as a dozen that are not: with one bit there would
+#: be a third more to take, with three the walk would be a third longer.
 NODE_BITS = 2
 _FANOUT = 1 << NODE_BITS
-#: Priorities before the first bank.
 SOURCE_LOOKUP = 1
 SOURCE_END = 2
-FIRST_BANK = 3
+#: Where the only group of up to three networks stands, by bank.
+_ONE_GROUP = (4, 7)
+#: Last priority of the tree, by bank. Earlier versions had trees at 9..2295 (bank 0) and 16..3662 (bank 1), with other
+#: jumps. Each bank is clear of what it held then, and of the other one as it is now.
+_ENDS = (RULE_BLOCK_SIZE - 1, 2295)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Where the tree of one depth and bank stands in the block."""
+    """Where the tree of a bank stands, and how many groups it has room for: a power of four."""
 
-    base: int
-    depth: int
-    bank: int
-
-    @cached_property
-    def guard(self) -> int:
-        before = 2 * sum(map(_bank_size, range(self.depth)))
-        return self.base + FIRST_BANK + before + self.bank * _bank_size(self.depth)
+    end: int
+    groups: int
 
     @property
-    def end(self) -> int:
-        return self.guard + _bank_size(self.depth) - 1
+    def guard(self) -> int:
+        return self.group(self.groups)
 
-    def node(self, level: int, prefix: int) -> int:
-        """Priority of the node that holds all indexes whose leading digits are `prefix`."""
-        return self.guard + 1 + _nodes_above(level) + prefix
-
-
-@functools.cache
-def _bank_size(depth: int) -> int:
-    return _nodes_above(depth + 1) + 2
-
-
-def _nodes_above(level: int) -> int:
-    """Nodes of all levels before this one: a geometric sum."""
-    return ((1 << NODE_BITS * level) - 1) // (_FANOUT - 1)
-
-
-def tree_depth(indexes: Iterable[int]) -> int:
-    """Levels of `goto` that are needed for the largest index."""
-    depth = 0
-    while max(indexes, default=0) >= _FANOUT ** (depth + 1):
-        depth += 1
-    return depth
+    def group(self, number: int) -> int:
+        """Priority of the leaves of a group, and of the nodes that have it as their last."""
+        return self.end - 1 - number
 
 
 def choose_bank(context: Context) -> int:
-    """The live bank while the mask stays; the other one for a new mask, whose guard the old one would hide."""
+    """The live bank while the mask stays; the other one for a new mask, whose guard the old one would hide.
+
+    What is not a tree of ours makes no difference: up to three leaves hide nothing, and a tree of an earlier
+    version is elsewhere.
+    """
     facts = context.facts
     if facts.rule_bank is None:
         return 0
-    return facts.rule_bank if facts.fwmark_mask in (0, context.mask) else 1 - facts.rule_bank
+    moves = facts.has_rule_tree and facts.fwmark_mask not in (0, context.mask)
+    return 1 - facts.rule_bank if moves else facts.rule_bank
+
+
+def group_count(context: Context) -> int:
+    """How many groups the tree has room for; with one there is none."""
+    # Both families share one shape: a network that gains a family must not move the other's rules.
+    indexes = [extract(n.ids.fwmark, context.mask) for n in context.networks if n.is_marked]
+    last, groups = max(indexes, default=0) >> GROUP_BITS, 1
+    while groups <= last:
+        groups *= _FANOUT
+    return groups
 
 
 def emit_rules(context: Context, *, rule_bank: int) -> tuple[FibRule, ...]:
     """All rules of both families, in the kernel's order."""
-    base = context.policy.rules.priority
-    # Both families share one shape: a network that gains a family must not move the other's rules.
-    depth = tree_depth(
-        [extract(network.ids.fwmark, context.mask) for network in context.networks if network.is_marked]
-    )
+    base, mask = context.policy.rules.priority, context.mask
+    tree = Tree(base + _ENDS[rule_bank], group_count(context))
     rules: list[FibRule] = []
     for family in Family:
         tables = {
-            extract(network.ids.fwmark, context.mask): network.ids.table
+            extract(network.ids.fwmark, mask): network.ids.table
             for network in context.networks
             if family in network.families(Treatment.CONNTRACK)
         }
         rules += _source_rules(context, family, base)
-        if tables:
-            rules += _tree_rules(tables, Tree(base, depth, rule_bank), family, context.mask)
+        if tree.groups == 1:
+            priority = base + _ONE_GROUP[rule_bank]
+            rules += [_leaf(family, priority, index, table, mask) for index, table in tables.items()]
+        elif tables:
+            rules += _tree_rules(tables, tree, family, mask)
     rules += emit_leaks(context)
     return tuple(sorted(rules, key=FibRule.sort_key))
 
@@ -119,21 +116,35 @@ def _source_rules(context: Context, family: Family, base: int) -> Iterator[FibRu
 
 
 def _tree_rules(tables: dict[int, int], tree: Tree, family: Family, mask: int) -> Iterator[FibRule]:
-    if tree.depth:
-        yield FibRule(family, tree.guard, RuleAction.GOTO, tree.end, fwmark=0, fwmask=mask)
-        yield FibRule(family, tree.end, RuleAction.NOP)
-    for level in range(tree.depth):
-        shift = NODE_BITS * (tree.depth - level)
-        digit_mask = deposit(((_FANOUT - 1) << shift) & capacity(mask), mask)
-        for child in sorted({index >> shift for index in tables}):
+    yield FibRule(family, tree.guard, RuleAction.GOTO, tree.end, fwmark=0, fwmask=mask)
+    yield FibRule(family, tree.end, RuleAction.NOP)
+    for index, table in tables.items():
+        yield _leaf(family, tree.group(index >> GROUP_BITS), index, table, mask)
+    span, children = 1, {index >> GROUP_BITS for index in tables}
+    while span < tree.groups:
+        yield from _level(tree, family, mask, span, children)
+        span, children = span * _FANOUT, {child >> NODE_BITS for child in children}
+
+
+def _level(tree: Tree, family: Family, mask: int, span: int, children: set[int]) -> Iterator[FibRule]:
+    """The nodes whose children hold `span` groups each; `children` are those with leaves, from the lowest marks on."""
+    compared = deposit(capacity(mask) & -(span << GROUP_BITS), mask)
+    for node, highest in {child >> NODE_BITS: child for child in sorted(children)}.items():
+        first = node << NODE_BITS
+        last = first + _FANOUT - 1
+        # A jump that comes later than what it leads past stands behind it for ever, at the same priority. So with a
+        # child come the jumps of all lower ones, also those that lead to nothing yet. Where we say mark 0 the kernel
+        # deletes the oldest jump of that mask: that of the lowest child, always the first to come and the last to go.
+        for child in range(first, min(highest + 1, last)):
             yield FibRule(
                 family,
-                tree.node(level, child >> NODE_BITS),
+                tree.group((last + 1) * span - 1),
                 RuleAction.GOTO,
-                tree.node(level + 1, child),
-                fwmark=deposit((child % _FANOUT) << shift, mask),
-                fwmask=digit_mask,
+                tree.group((child + 1) * span - 1),
+                fwmark=deposit(child * span << GROUP_BITS, mask),
+                fwmask=compared,
             )
-    for index, table in tables.items():
-        leaf = tree.node(tree.depth, index >> NODE_BITS)
-        yield FibRule(family, leaf, RuleAction.LOOKUP, table, fwmark=deposit(index, mask), fwmask=mask)
+
+
+def _leaf(family: Family, priority: int, index: int, table: int, mask: int) -> FibRule:
+    return FibRule(family, priority, RuleAction.LOOKUP, table, fwmark=deposit(index, mask), fwmask=mask)

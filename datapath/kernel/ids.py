@@ -20,7 +20,7 @@ _NETWORK = re.compile(
     r"network=(?P<name>\S+) fwmark=(?P<fwmark>0x[0-9a-f]+) table=(?P<table>\d+)(?P<vrf> vrf)? slot=(?P<slot>\d+)"
     r"(?: zone=(?P<zone>\d+))?"
 )
-_HEADER = re.compile(r"fwmark_mask=(?P<mask>0x[0-9a-f]+) rule_bank=(?P<bank>[01])")
+_HEADER = re.compile(r"fwmark_mask=(?P<mask>0x[0-9a-f]+) rule_bank=(?P<bank>[01])(?P<tree> tree)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class LiveIds:
     ids: tuple[IdFacts, ...] = ()
     fwmark_mask: int = 0
     rule_bank: int | None = None
+    has_rule_tree: bool = False
 
 
 #: A set of thousands says the same at each look.
@@ -48,10 +49,10 @@ def live_ids(comments: list[str]) -> LiveIds:
 def parse_ids(comments: Iterable[str]) -> LiveIds:
     """From the comments of chain and set `ids`. Comments that are not ours are passed over."""
     ids: list[IdFacts] = []
-    mask, bank = 0, None
+    mask, bank, tree = 0, None, False
     for comment in comments:
         if header := _HEADER.match(comment):
-            mask, bank = int(header["mask"], 16), int(header["bank"])
+            mask, bank, tree = int(header["mask"], 16), int(header["bank"]), header["tree"] is not None
         elif network := _NETWORK.match(comment):
             ids.append(
                 IdFacts(
@@ -62,4 +63,4 @@ def parse_ids(comments: Iterable[str]) -> LiveIds:
                     zone=int(network["zone"] or 0),
                 )
             )
-    return LiveIds(tuple(ids), mask, bank)
+    return LiveIds(tuple(ids), mask, bank, tree)

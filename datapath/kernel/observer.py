@@ -275,6 +275,7 @@ def observe_facts(state: State, sight: Sight | None = None, *, policies: tuple[s
         previous_mask=state.fwmark_mask or live.fwmark_mask,
         marked_by_nft=found is not None and CLASSIFY_CHAIN in found[0].chains,
         rule_bank=live.rule_bank,
+        has_rule_tree=live.has_rule_tree,
         # A router's full table is not read for nothing; the word may stand elsewhere, which does no harm.
         default_devices=sight.default_devices()
         if any("direct" in text or "accelerate" in text for text in texts)

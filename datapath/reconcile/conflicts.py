@@ -8,7 +8,7 @@ from typing import Final
 
 from datapath.plan.ingress import VlanProtocol
 from datapath.plan.model import Plan
-from datapath.plan.rtnl import FibRule, RuleAction
+from datapath.plan.rtnl import Family, FibRule, RuleAction
 from datapath.reconcile.actual import Actual, ForeignRule, Record
 from datapath.reconcile.unchanged import Unchanged
 from datapath.reconcile.vrf_conflicts import vrf_conflicts
@@ -52,29 +52,50 @@ def _find_conflicts(actual: Actual, desired: Plan, record: Record) -> tuple[str,
 
 
 def _rule_conflicts(actual: Actual, desired: Plan) -> Iterator[str]:
-    """A rule inside our block would be jumped over by our gotos."""
-    block = [rule for rule in desired.rules if not rule.device]
-    for family in {rule.family for rule in block}:
-        priorities = [rule.priority for rule in block if rule.family is family]
-        first, last = min(priorities), max(priorities)
-        for rule in actual.foreign_rules:
-            if rule.family is family and first <= rule.priority <= last:
+    """A rule among ours would be jumped over by our gotos."""
+    spans = sorted(_spans(rule for rule in desired.rules if not rule.device))
+    for rule in actual.foreign_rules:
+        for family, first, last in spans:
+            if rule.family == family and first <= rule.priority <= last:
                 yield (
                     f"`{rule.text}` lies inside our block of ip rules ({first}..{last}), which jumps over it:"
                     " set rules.priority elsewhere"
                 )
 
 
+def _spans(rules: Iterable[FibRule]) -> Iterator[tuple[int, int, int]]:
+    """Family, first and last priority of what jumps lead across, and of each rule between these."""
+    reached = {Family.IPV4: -1, Family.IPV6: -1}
+    first = dict(reached)
+    for rule in sorted(rules, key=FibRule.sort_key):
+        if rule.priority > reached[rule.family]:
+            if reached[rule.family] >= 0:
+                yield int(rule.family), first[rule.family], reached[rule.family]
+            first[rule.family] = rule.priority
+        last = rule.target if rule.action is RuleAction.GOTO else rule.priority
+        reached[rule.family] = max(reached[rule.family], last)
+    yield from ((int(family), first[family], reached[family]) for family in Family if reached[family] >= 0)
+
+
 def _overlaps(actual: Actual, desired: Plan) -> Iterator[str]:
-    """A tree that moves by less than its length: its jumps would land among the rules that it replaces."""
+    """A tree that moves by less than its length: its jumps would land among the rules that it replaces.
+
+    One that only grows or shrinks keeps its end, and its jumps what they mean.
+    """
     old, new = _trees(actual.rules), _trees(desired.rules)
     for family, first, last in sorted(old - new):
         for other, start, end in sorted(new - old):
-            if other == family and start <= last and first <= end and start != first:
+            is_same = last == end and _is_current(first, last) and _is_current(start, end)
+            if other == family and start <= last and first <= end and not is_same:
                 yield (
                     f"rules.priority moves our IPv{family} rules onto themselves ({first}..{last} to {start}..{end}):"
-                    f" move them by {last - first + 1} or more, or tear down first"
+                    f" move them by {max(last - first, end - start) + 1} or more, or tear down first"
                 )
+
+
+def _is_current(first: int, last: int) -> bool:
+    """Between guard and end are 4, 16, 64, ... groups; in trees of earlier versions there never were."""
+    return (last - first - 1).bit_count() == 1
 
 
 def _trees(rules: Iterable[FibRule]) -> frozenset[tuple[int, int, int]]:

@@ -186,7 +186,8 @@ class Healer:
         facts = facts_in_force(state, self._sight)
         if facts.rule_bank is None and self._facts is not None:
             # Our table is gone, but the rules that it speaks of are where they were: no reason to move them.
-            facts = facts.model_copy(update={"rule_bank": self._facts.rule_bank})
+            bank = {"rule_bank": self._facts.rule_bank, "has_rule_tree": self._facts.has_rule_tree}
+            facts = facts.model_copy(update=bank)
         if self._plan is not None and self._policy and _differs_only_in("gateways_down", facts, self._facts):
             before, self._plan = self._plan, rerouted(self._plan, self._policy, facts.gateways_down)
             self._rerouted = self._plan.route_set - before.route_set

@@ -167,6 +167,7 @@ class FakeKernel:
             previous_ids=state.ids or live.ids,
             previous_mask=state.fwmark_mask or live.fwmark_mask,
             rule_bank=live.rule_bank,
+            has_rule_tree=live.has_rule_tree,
             gateways_down=dict(state.gateways_down),
             egress_sets=dict(state.egress_sets),
         )

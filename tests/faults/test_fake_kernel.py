@@ -66,7 +66,7 @@ def watching(record: Record) -> State:
 #: What of an observation the fake models; not egress steering, nor how others use marks and tables.
 MODELLED = ("table", "rules", "routes", "foreign_rules", "sysctls")
 OF_A_LINK = ("up", "kind", "parent", "vlan_id", "vlan_protocol", "port_of")
-OF_FACTS = ("ids", "fwmark_mask", "previous_ids", "previous_mask", "rule_bank")
+OF_FACTS = ("ids", "fwmark_mask", "previous_ids", "previous_mask", "rule_bank", "has_rule_tree")
 
 
 def comparable(actual: Actual) -> dict[str, Any]:

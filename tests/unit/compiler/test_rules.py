@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datapath.compiler import compile_policy
@@ -15,42 +14,22 @@ from datapath.errors import CompileError
 from datapath.facts import Facts
 from datapath.plan.model import Plan
 from datapath.plan.rtnl import Family, RuleAction
-from datapath.policy import RULE_BLOCK_SIZE, Policy, Rules, capacity, deposit
-from datapath.reconcile.actual import Actual, ActualLink, Record
-from datapath.reconcile.conflicts import find_conflicts
-from datapath.reconcile.diff import reconcile
-from datapath.reconcile.present import needed_devices
-from datapath.reconcile.steps import AddRule, DeleteRule
+from datapath.policy import RULE_BLOCK_SIZE, Policy, Rules
+from tests.unit.compiler.changes import (
+    BASE,
+    MASKS,
+    VISITED_MAX,
+    compiled,
+    each_moment,
+    fast,
+    index_sets,
+    pinned,
+)
+from tests.unit.compiler.old_rules import as_before
 from tests.unit.compiler.walk import RuleList, facts_after, policy, tables_of
 
 FULL = 0xFFFFFFFF
-BASE = 10000
-#: One guard, then at most four rules a level: three of them say no before the fourth says where to go.
-LEVELS = 6
-VISITED_MAX = 1 + 4 * LEVELS
 LEAVES_WITHOUT_GUARD = 3
-
-MASKS = st.sets(st.integers(0, 31), min_size=1, max_size=16).map(lambda bits: sum(1 << bit for bit in bits))
-INDEXES = st.one_of(st.integers(1, 20), st.integers(1, 300), st.integers(1, 4095))
-
-fast = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-@st.composite
-def index_sets(draw: st.DrawFn, mask: int, max_size: int = 12) -> list[int]:
-    room = min(capacity(mask), 4095)
-    drawn = draw(st.sets(INDEXES.map(lambda index: 1 + (index - 1) % room), min_size=1, max_size=max_size))
-    return sorted(drawn)
-
-
-def pinned(mask: int, indexes: list[int]) -> Policy:
-    """A network of its own name for each index, so that two policies share those that both have."""
-    networks = [{"name": f"n{index}", "mark": deposit(index, mask)} for index in sorted(indexes)]
-    return policy(networks, marks={"mask": mask})
-
-
-def compiled(mask: int, indexes: list[int], facts: Facts | None = None) -> Plan:
-    return compile_policy(pinned(mask, indexes), facts or Facts())
 
 
 @fast
@@ -91,127 +70,43 @@ def test_all_priorities_lie_in_the_block(data: st.DataObject, mask: int, base: i
         priorities = {rule.priority for rule in plan.rules}
         assert min(priorities) >= base
         assert max(priorities) < base + RULE_BLOCK_SIZE
-        assert all(r.target in priorities for r in plan.rules if r.action is RuleAction.GOTO)
+        for jump in (rule for rule in plan.rules if rule.action is RuleAction.GOTO):
+            assert jump.priority < jump.target <= max(priorities)
+            leads = any(not (mark ^ jump.fwmark) & jump.fwmask for mark in tables_of(plan))
+            assert not leads or jump.target in priorities, "a jump of marks that are ours leads to a rule"
+
+
+def spans(plan: Plan) -> set[tuple[int, int]]:
+    """First and last priority of the trees, or of the leaves where there is none."""
+    guards = [rule for rule in plan.rules if rule.fwmask == plan.fwmark_mask and rule.fwmark == 0]
+    assert all(guard.action is RuleAction.GOTO for guard in guards)
+    leaves = {rule.priority for rule in plan.rules if rule.action is RuleAction.LOOKUP}
+    assert guards or len(leaves) == 1
+    return {(guard.priority, guard.target) for guard in guards} or {(min(leaves), max(leaves))}
 
 
 @fast
-@given(st.data(), MASKS, MASKS)
-def test_banks_and_depths_never_overlap(data: st.DataObject, mask: int, other: int) -> None:
-    """Two trees are apart, or they are the same tree of one depth and bank."""
-    spans = set()
-    for bits in (mask, other):
-        indexes = data.draw(index_sets(bits))
-        for bank in (0, 1):
-            plan = compiled(bits, indexes, Facts(rule_bank=bank, fwmark_mask=bits))
-            guards = [r for r in plan.rules if r.fwmask == bits and r.fwmark == 0]
-            assert all(guard.action is RuleAction.GOTO for guard in guards)
-            leaves = {r.priority for r in plan.rules if r.action is RuleAction.LOOKUP}
-            assert guards or len(leaves) == 1
-            spans |= {(guard.priority, guard.target) for guard in guards} or {(min(leaves), max(leaves))}
-    for first, last in spans:
-        assert [span for span in spans if span[0] <= last and first <= span[1]] == [(first, last)]
+@given(st.data(), MASKS, MASKS, st.integers(0, 1))
+def test_banks_never_overlap(data: st.DataObject, mask: int, other: int, bank: int) -> None:
+    """Nor does a bank overlap what an earlier version had in the same one, whatever the marks."""
+    indexes, others = data.draw(index_sets(mask)), data.draw(index_sets(other))
+    plan = compiled(mask, indexes, Facts(rule_bank=bank, fwmark_mask=mask))
+    elsewhere = compiled(other, others, Facts(rule_bank=1 - bank, fwmark_mask=other))
+    earlier = as_before(compiled(other, others), BASE, bank)
+    apart = spans(elsewhere) | (spans(earlier) if len(spans(earlier) | spans(plan)) > 1 else set())
+    for first, last in spans(plan):
+        assert not [span for span in apart if span[0] <= last and first <= span[1]]
 
 
-def each_moment(old: Plan, new: Plan) -> Iterator[tuple[str, Family, RuleList]]:
-    """The rules after each step of the change; `adding` until the marks switch over, `deleting` after."""
-    steps = reconcile(Actual(rules=frozenset(old.rules)), new, Record()).steps
-    adds = [step.rule for step in steps if isinstance(step, AddRule)]
-    deletes = [step.rule for step in steps if isinstance(step, DeleteRule)]
-    assert [type(s) for s in steps if isinstance(s, AddRule | DeleteRule)] == [AddRule] * len(adds) + [
-        DeleteRule
-    ] * len(deletes)
-    rules = {family: RuleList.of(old.rules, family) for family in Family}
-    for family in Family:
-        yield "adding", family, rules[family]
-    for rule in adds:
-        rules[rule.family].add(rule)
-        yield "adding", rule.family, rules[rule.family]
-    for family in Family:
-        yield "deleting", family, rules[family]
-    for rule in deletes:
-        rules[rule.family].delete(rule)
-        yield "deleting", rule.family, rules[rule.family]
-    for family in Family:
-        assert set(rules[family].rules) == {rule for rule in new.rules if rule.family is family}
-
-
-@fast
-@given(st.data(), MASKS)
-def test_same_mask_change_is_hitless(data: st.DataObject, mask: int) -> None:
-    """Any prefix of the steps: marks that both policies serve find their table, the unmarked find none."""
-    bank = data.draw(st.integers(0, 1))
-    old = compiled(mask, data.draw(index_sets(mask)), Facts(rule_bank=bank, fwmark_mask=mask))
-    new = compiled(mask, data.draw(index_sets(mask)), facts_after(old))
-    before, after = tables_of(old), tables_of(new)
-    both = {mark: table for mark, table in after.items() if before.get(mark) == table}
-    assert set(both) == set(before) & set(after), "tables of networks that stay do not move"
-    for _, _, rules in each_moment(old, new):
-        for mark, table in both.items():
-            assert rules.look_up(mark)[0] == table
-        assert rules.look_up(0)[0] == 0
-
-
-@fast
-@given(st.data(), MASKS, st.one_of(st.integers(-60, 60), st.integers(-9000, 9000)))
-def test_change_of_priority_is_hitless(data: st.DataObject, mask: int, shift: int) -> None:
-    """Where the new tree overlaps the old one, the change is refused: jumps of one would land among the other."""
-    subject = pinned(mask, data.draw(index_sets(mask)))
-    old = compile_policy(subject, Facts())
-    moved = pinned(mask, data.draw(index_sets(mask))).model_copy(
-        update={"rules": Rules(priority=BASE + shift)}
-    )
-    new = compile_policy(moved, facts_after(old))
-    links = {name: ActualLink(name, up=True) for name in needed_devices(new)}
-    refused = find_conflicts(Actual(rules=frozenset(old.rules), links=links), new)
-    assert all("onto themselves" in text for text in refused)
-    assume(not refused)
-    before, after = tables_of(old), tables_of(new)
-    both = {mark: table for mark, table in after.items() if before.get(mark) == table}
-    for _, _, rules in each_moment(old, new):
-        for mark, table in both.items():
-            assert rules.look_up(mark)[0] == table
-        assert rules.look_up(0)[0] == 0
-
-
-def test_a_move_onto_itself_is_refused_and_a_long_one_is_not() -> None:
-    old = compile_policy(pinned(0xFFF0000, [1, 256]), Facts())
-    for shift, is_refused in ((0, False), (1, True), (-1, True), (4000, False)):
-        moved = pinned(0xFFF0000, [1, 256]).model_copy(update={"rules": Rules(priority=BASE + shift)})
-        new = compile_policy(moved, facts_after(old))
-        links = {name: ActualLink(name, up=True) for name in needed_devices(new)}
-        conflicts = find_conflicts(Actual(rules=frozenset(old.rules), links=links), new)
-        assert bool(conflicts) is is_refused, (shift, conflicts)
-
-
-@fast
-@given(st.data(), st.sets(st.integers(0, 31), min_size=2, max_size=16), st.integers(0, 1))
-def test_change_to_a_disjoint_mask_is_hitless(data: st.DataObject, bits: set[int], bank: int) -> None:
-    """Old marks find their tables until the switch, new ones after it, with both guards in place."""
-    ordered = sorted(bits)
-    of_old = data.draw(st.sets(st.sampled_from(ordered), min_size=1, max_size=len(ordered) - 1))
-    old_mask = sum(1 << bit for bit in of_old)
-    new_mask = sum(1 << bit for bit in bits - of_old)
-    indexes = data.draw(index_sets(old_mask))
-    old = compiled(old_mask, indexes, Facts(rule_bank=bank, fwmark_mask=old_mask))
-    new = compiled(new_mask, data.draw(index_sets(new_mask)), facts_after(old))
-    before, after = tables_of(old), tables_of(new)
-    for phase, _, rules in each_moment(old, new):
-        for mark, table in (before if phase == "adding" else after).items():
-            assert rules.look_up(mark)[0] == table
-        assert rules.look_up(0)[0] == 0
-
-
-@fast
-@given(st.data(), MASKS, MASKS)
-def test_any_mask_change_ends_right(data: st.DataObject, old_mask: int, new_mask: int) -> None:
-    old = compiled(old_mask, data.draw(index_sets(old_mask)))
-    new = compiled(new_mask, data.draw(index_sets(new_mask)), facts_after(old))
-    for _, family, rules in each_moment(old, new):
-        last = {family: rules}
-    for family in Family:
-        rules = last.get(family) or RuleList.of(new.rules, family)
-        for mark, table in tables_of(new).items():
-            assert rules.look_up(mark)[0] == table
+def test_the_bank_is_remembered_by_the_table() -> None:
+    """As before; and what holds a tree says so, because an earlier version's stands elsewhere."""
+    mask = 0xFFF0000
+    few, many = compiled(mask, [1, 2, 3]), compiled(mask, [1, 2, 4])
+    assert [(f.rule_bank, f.has_rule_tree) for f in map(facts_after, (few, many))] == [(0, False), (0, True)]
+    moved = facts_after(compiled(0xFFF, [1, 2, 4], facts_after(many)))
+    assert (moved.rule_bank, moved.has_rule_tree) == (1, True)
+    upgraded = compiled(0xFFF, [1, 2, 4], facts_after(many).model_copy(update={"has_rule_tree": False}))
+    assert facts_after(upgraded).rule_bank == 0
 
 
 def test_a_thousand_networks_stay_cheap() -> None:
@@ -220,7 +115,7 @@ def test_a_thousand_networks_stay_cheap() -> None:
     assert len(marks) == 1000
     for family in Family:
         rules = RuleList.of(plan.rules, family)
-        assert max(rules.look_up(mark)[1] for mark in sorted(marks)[::37]) <= 1 + 4 * 5
+        assert max(rules.look_up(mark)[1] for mark in sorted(marks)[::37]) <= 1 + 3 * 4 + 4
 
 
 @pytest.mark.parametrize("index", [4096, 0xFFFF])

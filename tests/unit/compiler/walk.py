@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from operator import attrgetter
 from typing import Any
 
 from datapath.facts import Facts, IdFacts
@@ -32,12 +35,16 @@ class RuleList:
 
     def add(self, rule: FibRule) -> None:
         """`fib_nl_newrule`: behind all rules of the same priority; a second equal one is refused."""
-        assert rule not in self.rules
+        there = [r for r in self.rules if r.priority == rule.priority]
+        assert not any(_same_but_target(r, rule) for r in there), "the kernel says that it exists"
         place = next((i for i, r in enumerate(self.rules) if r.priority > rule.priority), len(self.rules))
         self.rules.insert(place, rule)
 
     def delete(self, rule: FibRule) -> None:
-        self.rules.remove(rule)
+        """`fib_nl_delrule`: the first that is like it; no mark stands for any mark."""
+        found = next(r for r in self.rules if _may_be_meant(rule, r))
+        assert found == rule, "the kernel deletes another rule"
+        self.rules.remove(found)
 
     def look_up(self, fwmark: int, source: str = "", destination: str = "") -> tuple[int, int]:
         """The table that answers (0: main, after all of ours) and the number of rules looked at.
@@ -60,7 +67,26 @@ class RuleList:
     def _target(self, rule: FibRule, following: int) -> int:
         """The first rule of the target priority; an unresolved goto is passed over."""
         assert rule.target > rule.priority, "the kernel refuses to go backwards"
-        return next((i for i, r in enumerate(self.rules) if r.priority == rule.target), following)
+        place = bisect.bisect_left(self.rules, rule.target, key=attrgetter("priority"))
+        is_there = place < len(self.rules) and self.rules[place].priority == rule.target
+        return place if is_there else following
+
+
+def _same_but_target(one: FibRule, other: FibRule) -> bool:
+    """`rule_exists` compares the table of a look-up, and not where a jump leads."""
+    is_lookup = one.action is RuleAction.LOOKUP
+    return one == (other if is_lookup else dataclasses.replace(other, target=one.target))
+
+
+def _may_be_meant(asked: FibRule, rule: FibRule) -> bool:
+    """`rule_find`: what was not said is not compared."""
+    if (asked.priority, asked.action) != (rule.priority, rule.action):
+        return False
+    if asked.action is RuleAction.LOOKUP and asked.target != rule.target:
+        return False
+    said = (asked.fwmark, asked.fwmask, asked.source, asked.destination)
+    have = (rule.fwmark, rule.fwmask, rule.source, rule.destination)
+    return all(not word or word == other for word, other in zip(said, have, strict=True))
 
 
 def _matches(rule: FibRule, fwmark: int, source: str, destination: str) -> bool:
@@ -96,7 +122,12 @@ def facts_after(plan: Plan) -> Facts:
     header = next(chain for chain in plan.table.chains if chain.name == IDS)
     ids = next(item for item in plan.table.maps if item.name == IDS)
     live = parse_ids([*(rule.comment for rule in header.rules), *dict(ids.elements).values()])
-    return Facts(ids=live.ids, fwmark_mask=live.fwmark_mask, rule_bank=live.rule_bank)
+    return Facts(
+        ids=live.ids,
+        fwmark_mask=live.fwmark_mask,
+        rule_bank=live.rule_bank,
+        has_rule_tree=live.has_rule_tree,
+    )
 
 
 def tables_of(plan: Plan) -> dict[int, int]:
