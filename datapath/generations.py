@@ -21,8 +21,8 @@ from datapath.state import StateDirectory
 #: Generations that are kept; the oldest go first.
 KEPT = 20
 _FOLDER = "history"
-#: In a file, instead of `plan`, which earlier versions wrote. The state directory is memory (/run), and the plan of 4,094
-#: networks is 7 MB of text, of which a few hundred kB are left.
+#: In a file, instead of `plan`, which earlier versions wrote. The state directory is memory (/run), and the plan of
+#: 4,094 networks is 7 MB of text, of which a few hundred kB are left.
 _DEFLATED = "plan_zlib"
 _FASTEST = 1
 _NAME = re.compile(r"(?P<number>\d{6})\.json\Z")
