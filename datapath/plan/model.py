@@ -169,6 +169,9 @@ class Plan:
     @property
     def settled(self) -> Plan:
         """The plan once its change is over."""
+        if not (self.mark_changes or self.zone_changes or self.transition or self.holding):
+            # The same object: what was made of it, such as the set of thousands of routes, is not made again.
+            return self
         return dataclasses.replace(self, mark_changes=(), zone_changes=(), transition=None, holding=None)
 
     @property
