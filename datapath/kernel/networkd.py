@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,10 @@ def _pids() -> Iterator[int]:
 
 
 def _started_s(pid: int) -> float:
-    """Seconds since the epoch; field 22 of /proc/PID/stat counts ticks since boot."""
+    """Seconds since the epoch at the latest; field 22 of /proc/PID/stat counts whole ticks since boot.
+
+    Not from `btime` of /proc/stat, which is in whole seconds: a file saved just before a restart would be newer.
+    """
     ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    lines = Path("/proc/stat").read_text().splitlines()
-    booted = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
-    return booted + ticks / os.sysconf("SC_CLK_TCK")
+    booted = time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + (ticks + 1) / os.sysconf("SC_CLK_TCK")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from datapath.errors import KernelError
-from datapath.kernel.bpf import Capacities, abi, compiler, source
+from datapath.kernel.bpf import Capacities, abi, compiler, objects, source
 from datapath.plan.ingress import Verdict
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ class TestMismatchCannotBeLoaded:
 
 class TestMessages:
     """What went wrong, where, in our own files."""
+
+    @pytest.fixture(autouse=True)
+    def compiled_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What other tests have compiled would be taken instead."""
+        monkeypatch.delenv(objects.ENVIRONMENT, raising=False)
 
     pytestmark = needs_kernel
 
