@@ -107,9 +107,19 @@ def _counted(node: Namespace) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("backend", ["ebpf", "nft"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("ebpf", marks=pytest.mark.one_kernel("6.12")),
+        pytest.param("nft", marks=pytest.mark.one_kernel("6.1")),
+    ],
+)
 def test_what_a_new_policy_denies_stops(served: Ground, backend: str) -> None:
-    """The eBPF program sees every packet; behind nftables' checks, the flowtable changes with them."""
+    """The eBPF program sees every packet; behind nftables' checks, the flowtable changes with them.
+
+    Left out: eBPF on 6.1, where tests/vm/test_flowtables_vm.py shows that it sees what a flowtable carries; nftables on
+    6.12, where flowtables are changed by the same transactions (the next test).
+    """
     (network,) = served.lab.networks
     flows: list[Flow] = []
     try:
@@ -150,8 +160,12 @@ def test_without_it_flows_go_on_the_usual_way(served: Ground) -> None:
         close(flows)
 
 
+@pytest.mark.one_kernel("6.12")
 def test_devices_that_come_and_go(served: Ground) -> None:
-    """Somebody deletes the VLAN device; a bridge of pods comes, and goes."""
+    """Somebody deletes the VLAN device; a bridge of pods comes, and goes.
+
+    Left out on 6.1: what is put back there is put back by the same healer (the next test).
+    """
     (network,) = served.lab.networks
     node = served.lab.node
     node.ip([f"link del {network.device}"])
@@ -175,7 +189,9 @@ def test_devices_that_come_and_go(served: Ground) -> None:
     assert not served.status().steps
 
 
+@pytest.mark.one_kernel("6.1")
 def test_what_somebody_takes_out_is_put_back(served: Ground) -> None:
+    """Left out on 6.12: there a device takes it out (the test before)."""
     (network,) = served.lab.networks
     node = served.lab.node
     whole = {"fast": {"eth0", network.device}}

@@ -38,7 +38,9 @@ def test_the_last_route_is_what_keeps_a_vrf_without_default_route_closed(ground:
     assert (closed, opened) == ({"pod"}, set(places))
 
 
+@pytest.mark.one_kernel("6.1")
 def test_the_matrix_by_nftables(ground: Ground) -> None:
+    """Left out on 6.12: nftables marks there as it does outside of VRFs, and VRFs route as they do with eBPF."""
     ground.apply(ground.public() + RED, top="backend: nft\n")
     ground.lab.announce(ground.lab.networks[0])
     assert faults(ground, vlan_cells(ground.lab.networks)) == []
