@@ -198,8 +198,7 @@ class Service:
         """Also the retry of an apply that failed for a reason outside of the files."""
         self._retry_later(self._reloader.apply())
         self._directories.watch(self._files.directories())
-        # What the look leaves behind is collected later: the next change, which often follows, need not wait for that.
-        self._look_afresh()
+        self._resync()
 
     def _retry_later(self, delay_s: float | None) -> None:
         if delay_s is None:
@@ -215,7 +214,7 @@ class Service:
             self._log.error("rollback_failed", error=str(error), hint=error.hint)
         else:
             if undone:
-                self._look_afresh()
+                self._resync()
 
     # Gateways
 
@@ -249,16 +248,13 @@ class Service:
     # Drift
 
     def _resync(self) -> None:
+        """Believe nothing that was read before, and take what was said before for no news."""
         with self._repeated(self._resync, RESYNC_S, RESYNC_SHARE):
-            self._look_afresh()
+            self._listen()
+            self._healer.forget("*")
+            self._look()
             # Listing our table as JSON takes ten megabytes for a moment.
             self._settle()
-
-    def _look_afresh(self) -> None:
-        """Believe nothing that was read before, and take what was said before for no news."""
-        self._listen()
-        self._healer.forget("*")
-        self._look()
 
     def _poll_sysctls(self) -> None:
         with self._repeated(self._poll_sysctls, SYSCTL_POLL_S, SYSCTL_POLL_SHARE):
