@@ -102,6 +102,7 @@ def daemon(built: Ground, backend: str, rounds: int, objects: Path) -> Times:
             for name, text in (("daemon: remove one network", fewer), ("daemon: add one network", full)):
                 scratch = policy.with_suffix(".new")
                 scratch.write_text(text, encoding="utf-8")
+                running.rest()
                 with timed(name):
                     scratch.replace(policy)
                     running.wait_for("policy_in_force", _TIMEOUT_S, poll_s=_POLL_S)

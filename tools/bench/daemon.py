@@ -12,9 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
+from tools.bench.finish_moving import hurried
 from tools.lab.netns import Namespace
 
 _END_S: Final = 60
+_MOVE_TIMEOUT_S: Final = 900
+_REST_TIMEOUT_S: Final = 120
+#: Of a second: what polls of an idle daemon take.
+_AT_REST_S: Final = 0.03
 
 
 class DaemonError(Exception):
@@ -76,6 +81,28 @@ class Daemon:
                 break
             time.sleep(poll_s)
         raise DaemonError(f"the daemon never said {event}:\n{self._text()[-500:]}")
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rest(self) -> None:
+        """Until it has nothing to do: all devices are moved to tcx, and what follows a change is over.
+
+        Raises:
+            DaemonError: it ended, or it never has.
+        """
+        if len(self.events("programs_moving")) > len(self.events("programs_moved")):
+            with hurried():
+                self.wait_for("programs_moved", _MOVE_TIMEOUT_S, poll_s=0.5)
+        deadline, used = time.monotonic() + _REST_TIMEOUT_S, -1.0
+        while self.cpu_s - used > _AT_REST_S:
+            if time.monotonic() > deadline:
+                raise DaemonError("the daemon is never at rest")
+            used = self.cpu_s
+            time.sleep(1)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """All of that name so far."""

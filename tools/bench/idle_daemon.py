@@ -18,11 +18,9 @@ import time
 from pathlib import Path
 
 from tools.bench.daemon import Daemon, DaemonError
-from tools.bench.finish_moving import hurried
 from tools.lab.netns import Namespace, new_prefix, remove
 
 _START_TIMEOUT_S = 120
-_MOVE_TIMEOUT_S = 900
 _REPORTS = 10
 
 
@@ -53,24 +51,15 @@ def rss_kb(pid: int) -> int:
     return 0
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _idle(namespace: Namespace, folder: Path, seconds: float) -> None:
     policy_file, metrics = folder / "policy.yaml", f"unix:{folder}/metrics.sock"
     with Daemon(namespace, policy_file, folder / "state", "--metrics", metrics, log=folder / "log") as daemon:
         daemon.wait_for("service_started", _START_TIMEOUT_S, poll_s=0.1)
-        if daemon.events("programs_moving"):
-            with hurried():
-                daemon.wait_for("programs_moved", _MOVE_TIMEOUT_S, poll_s=0.5)
-        time.sleep(2)
+        daemon.rest()
         print(f"after the start     RSS {rss_kb(daemon.pid) / 1024:6.1f} MB")
-        before, began = cpu_s(daemon.pid), time.monotonic()
+        before, began = daemon.cpu_s, time.monotonic()
         time.sleep(seconds)
-        share = (cpu_s(daemon.pid) - before) / (time.monotonic() - began)
+        share = (daemon.cpu_s - before) / (time.monotonic() - began)
         print(f"idle for {seconds:6.0f} s     RSS {rss_kb(daemon.pid) / 1024:6.1f} MB, CPU {share:.3%}")
 
 
