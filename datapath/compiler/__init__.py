@@ -52,15 +52,19 @@ class Compiler:
         Raises:
             CompileError: as that.
         """
-        before = self._made[0] if self._made else None
-        # The very same policy: equal ones may differ in what was said aloud, which is not compared.
-        if self._made is None or before is None or before.policy is not policy or before.facts != facts:
-            # One that fails half way has changed what is kept, and leaves nothing to compare with.
-            self._made = None
-            self._kept.begin()
-            context = _context(policy, facts, before, self._kept)
-            self._made = context, _compile(context)
-        return self._made[1]
+        before = None
+        if self._made is not None:
+            before, plan = self._made
+            # The very same policy: equal ones may differ in what was said aloud, which is not compared.
+            if before.policy is policy and before.facts == facts:
+                return plan
+        # One that fails half way has changed what is kept, and leaves nothing to compare with.
+        self._made = None
+        self._kept.begin()
+        context = _context(policy, facts, before, self._kept)
+        plan = _compile(context)
+        self._made = context, plan
+        return plan
 
 
 def compile_policy(policy: Policy, facts: Facts) -> Plan:
@@ -81,18 +85,17 @@ def _context(
     known: dict[str, NetworkContext] = {}
     if before is not None:
         same_links = frozenset(link.name for link in before.facts.links if links.get(link.name) == link)
+        by_name = {network.name: network for network in policy.networks}
         known = {
-            network.name: network
-            for network in before.networks
-            if (network.link is None) is (network.device not in links)
-            and (network.link is None or network.device in same_links)
+            earlier.name: earlier
+            for earlier in before.networks
+            if by_name.get(earlier.name) is earlier.network
+            and (earlier.device in same_links or (earlier.link is None and earlier.device not in links))
         }
 
     def treated(network: Network) -> Mapping[Family, Treatment]:
         earlier, steering = known.get(network.name), policy.steering_of(network)
-        if earlier is None or earlier.network is not network or before is None:
-            known.pop(network.name, None)
-        elif before.policy.steering_of(network) is steering:
+        if earlier is not None and before is not None and before.policy.steering_of(network) is steering:
             return earlier.treatments
         return treat(network, links.get(network.device), steering)
 

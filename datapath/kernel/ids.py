@@ -7,14 +7,12 @@ the set there was a rule a network in the chain: both are read, so that an upgra
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 from datapath.facts import IdFacts
-from datapath.kernel.recall import Recall
-from datapath.plan.nft import IDS
 
 _NETWORK = re.compile(
     r"network=(?P<name>\S+) fwmark=(?P<fwmark>0x[0-9a-f]+) table=(?P<table>\d+)(?P<vrf> vrf)? slot=(?P<slot>\d+)"
@@ -33,17 +31,15 @@ class LiveIds:
     has_rule_tree: bool = False
 
 
-#: A set of thousands says the same at each look.
-_LAST: Final[Recall[LiveIds]] = Recall()
-
-
 def live_ids(comments: list[str]) -> LiveIds:
-    """`parse_ids` of comments that are not changed any more."""
-    known = _LAST.of(IDS.encode(), comments)
-    if known is None:
-        known = parse_ids(comments)
-        _LAST.keep(IDS.encode(), known, comments)
-    return known
+    """`parse_ids`, remembered."""
+    return _last_parsed(tuple(comments))
+
+
+@functools.lru_cache(maxsize=1)
+def _last_parsed(comments: tuple[str, ...]) -> LiveIds:
+    """Kept: a set of thousands says the same at each look."""
+    return parse_ids(comments)
 
 
 def parse_ids(comments: Iterable[str]) -> LiveIds:

@@ -174,9 +174,8 @@ class Netlink:
             while not (datagrams and ends_dump(datagrams[-1], self._sequence)):
                 datagrams.append(self._receive())
         except OSError as error:
-            if (
-                datagrams
-            ):  # What failed halfway may end with words: that, or that it is cut off, is found later.
+            # What failed halfway may end with words: that, or that it is cut off, is found later.
+            if datagrams:
                 return self._sequence, datagrams
             raise KernelError(f"list {what}", error.strerror or str(error), errno=error.errno or 0) from error
         return self._sequence, datagrams

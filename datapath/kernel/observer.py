@@ -193,8 +193,7 @@ class Sight:
         self, desired: IngressProgram, qdiscs: Callable[[], frozenset[int]] = tc.clsact_devices
     ) -> ActualIngress:
         def read() -> ActualIngress:
-            indexes = self._glance(desired.attachments, Direction.INGRESS)
-            return ingress.observe(desired, indexes, qdiscs)
+            return ingress.observe(desired, self._glance(desired.attachments, Direction.INGRESS), qdiscs)
 
         return self._read_for("ingress", desired, read)
 
@@ -202,8 +201,7 @@ class Sight:
         self, desired: SteeringProgram, qdiscs: Callable[[], frozenset[int]] = tc.clsact_devices
     ) -> ActualSteering:
         def read() -> ActualSteering:
-            indexes = self._glance(desired.attachments, Direction.EGRESS)
-            return steering.observe(desired, indexes, qdiscs)
+            return steering.observe(desired, self._glance(desired.attachments, Direction.EGRESS), qdiscs)
 
         return self._read_for("steering", desired, read)
 
